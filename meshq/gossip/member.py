@@ -1,0 +1,56 @@
+"""What one peer believes of another, and the one rule by which two beliefs become one.
+
+A belief is replaced only by a greater one, under a total order that uses every field: (epoch, incarnation, liveness, then
+the rest). So `merge` is `max`: commutative, associative, idempotent, whatever the order of arrival. The published
+precedence of SWIM's descendants, stored as it stands, is not (two rumors of one death at different incarnations differ by
+order of arrival).
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from meshq.ids import Epoch, PeerId
+
+
+class Liveness(IntEnum):
+    """SWIM's claim about a member; at equal incarnation the greater one wins."""
+
+    ALIVE = 0
+    SUSPECT = 1
+    DEAD = 2
+    LEFT = 3
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Address:
+    """A numeric IP address (IPv4 or IPv6, no name) and a port that serves both UDP and TCP."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One belief about one peer. `incarnation` is raised by its owner alone."""
+
+    peer: PeerId
+    epoch: Epoch
+    incarnation: int
+    liveness: Liveness
+    name: str
+    addresses: tuple[Address, ...]
+    version: str = ""
+
+    @property
+    def precedence(self) -> tuple[object, ...]:
+        """The total order of beliefs about one peer."""
+        return (self.epoch, self.incarnation, self.liveness, self.name, self.addresses, self.version)
+
+
+def merge(mine: Member, theirs: Member) -> Member:
+    """The greater of two beliefs about the same peer."""
+    assert mine.peer == theirs.peer
+    return mine if mine.precedence >= theirs.precedence else theirs
