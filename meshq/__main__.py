@@ -1,0 +1,5 @@
+"""`python -m meshq` is `meshq`."""
+
+from meshq.cli import main
+
+main()

@@ -1,0 +1,554 @@
+"""The agent: one process that is this machine's peer. The composition root, without rules of its own.
+
+It makes the three cores and their shells, and carries words between them: gossip's beliefs become the ledger's views, the
+ledger's claims become exec's attempts, exec's capacity becomes telemetry, which goes out by gossip. Around them stand the
+peer port (mutual TLS) and the control socket.
+
+Order at start: keys, ports, ledger, exec (which finds what an earlier run left), adoption, only then claims. At the end by
+SIGTERM or Ctrl-C nothing is announced and no task is touched; `leave` ends the attempts, then says left.
+"""
+
+import asyncio
+import json
+import logging
+import logging.handlers
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final, NoReturn, assert_never
+
+from meshq import codec, config, control, doctor, settings
+from meshq.config import Home
+from meshq.errors import MeshqError, StoreError
+from meshq.exec.checkout import checkout
+from meshq.exec.confine import landlock_abi
+from meshq.exec.environment import EnvironmentCache
+from meshq.exec.objects import ObjectStore
+from meshq.exec.shell import Callbacks, ExecShell
+from meshq.exec.worker import WorkerConfig
+from meshq.gossip import effects as gossip_effects
+from meshq.gossip import snapshot
+from meshq.gossip.discovery import Discovery, own_addresses, resolve_seed
+from meshq.gossip.member import Address, Liveness, Member
+from meshq.gossip.profile import PROFILES
+from meshq.gossip.swim import Swim
+from meshq.gossip.transport import GossipShell
+from meshq.ids import Fence, PeerId, TaskId
+from meshq.ledger import timing as ledger_timing
+from meshq.ledger.core import Ledger
+from meshq.ledger.effects import Push, PushReply, SyncPage, SyncRequest
+from meshq.ledger.rendezvous import claimants
+from meshq.ledger.shell import Hooks, LedgerShell
+from meshq.ledger.store import Store
+from meshq.machine import gpus_allowed, measure, next_epoch, open_ports
+from meshq.peers import Peers, free_name
+from meshq.settings import Settings
+from meshq.task import Claimed, Outcome, Telemetry
+from meshq.telemetry import publish
+from meshq.trust import cookie, hardening, identity, keys
+from meshq.trust.certificates import Credentials
+from meshq.trust.seal import Opener, Sealer, key_id
+from meshq.web.attempt_files import AttemptFiles
+from meshq.web.changes import Changes
+from meshq.web.control_api import ControlApi
+from meshq.web.desk import AgentHooks, Desk, MeshFacts
+from meshq.web.documents import PeerFacts
+from meshq.web.gate import Gate, RequestLimiter, make_runner, user_source
+from meshq.web.peer_api import PUSH_BYTES_MAX, PeerApi
+from meshq.web.peer_client import PeerClient
+from meshq.web.transfer import Transfers
+
+log = logging.getLogger("meshq.agent")
+
+SNAPSHOT_SECONDS: Final = 60.0
+TELEMETRY_SECONDS: Final = 10.0  # design section 4; changes of capacity go out at once
+WATCH_SECONDS: Final = 1.0
+STALL_SECONDS: Final = 1.0
+SETTLE_SECONDS: Final = 3.0  # for the first sync with a known peer before the agent calls itself ready
+END_SECONDS: Final = 20.0  # for attempts to end when the agent leaves: SIGTERM, then SIGKILL after 10 s
+
+
+def boottime() -> float:
+    """Seconds that go on while the machine sleeps: what leases are counted by."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Agent:
+    """Everything that runs in this process. Made inside a running event loop."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.settings: Settings = settings.load(home.settings)
+        self.warnings = hardening.harden()
+        self._key = keys.read(home.key)
+        self._identity = identity.load_or_create(home.identity)
+        self._me = self._identity.peer
+        self._stop = asyncio.Event()
+        self._draining = False
+        self._views_due = False
+        self._loop_tasks: set[asyncio.Task[Any]] = set()
+        self._group = cookie.prepare_home(home, self.settings.group)
+        self._gpus_allowed = gpus_allowed(self.settings)
+        self._make_ports()
+        self._make_cores()
+        self._make_web()
+
+    # ---- composition
+
+    def _make_ports(self) -> None:
+        bind = self.settings.bind or ""
+        self._udp, self._tcp, self.port = open_ports(bind, self.settings.port)
+        self._loopback = bind.startswith("127.") or bind == "::1"
+
+    def _addresses(self) -> tuple[Address, ...]:
+        return own_addresses(self.port, self.settings.bind or "")
+
+    def _make_cores(self) -> None:
+        now = boottime()
+        rng = random.Random(os.urandom(16))
+        self._store = Store.open(self.home, self._me)
+        stored = self._store.load()
+        profile = self.settings.profile
+        timing = {"lan": ledger_timing.LAN, "wan": ledger_timing.WAN, "fast": ledger_timing.FAST}[profile]
+        core = Ledger(self._me, stored.ledger_epoch, timing, stored.rows, stored.vector, stored.floors, rng, now)
+        core.set_wall_offset(now, time.time())
+        self._ledger_core = core
+        member = Member(
+            peer=self._me,
+            epoch=next_epoch(self.home.epoch),
+            incarnation=0,
+            liveness=Liveness.ALIVE,
+            name=self.settings.name or settings.default_name(),
+            addresses=self._addresses(),
+            version=version("meshq"),
+        )
+        self.machine = measure(self.settings)
+        self.exec = ExecShell(
+            home=self.home,
+            config=WorkerConfig(slots=self.machine.slots, cpus=self.machine.cpus, memory_bytes=self.machine.memory_bytes),
+            peer_name=member.name,
+            source=self._provide_source,
+            environment=EnvironmentCache(self.home.environments, self.home.package_cache).ready,
+            callbacks=Callbacks(
+                on_ready=self._attempt_ready, on_slow=self._attempt_slow,
+                on_ended=self._attempt_ended, on_capacity=self._capacity_changed,
+            ),
+            gpus_allowed=self._gpus_allowed,
+        )  # fmt: skip
+        self.peers = Peers(member, self._telemetry(), now)
+        swim = Swim(member, PROFILES[profile], rng, now)
+        sealer = Sealer(self._key.gossip_key, os.urandom(16))
+        self._opener = Opener({key_id(self._key.gossip_key): self._key.gossip_key}, sealer.subkey_id)
+        self.gossip = GossipShell(
+            swim, self._udp, seal=sealer.seal, open=self._opener.open, sync=self._gossip_sync,
+            on_effect=self._gossip_effect, clock=boottime,
+        )  # fmt: skip
+
+    def _make_web(self) -> None:
+        credentials = Credentials(self._key, self._identity)
+        self._server_context = credentials.server_context()
+        self.client = PeerClient(
+            credentials.client_context(), credentials.seed_context(), lambda peer: self.gossip.core.addresses(peer)
+        )
+        self.changes = Changes()
+        self.ledger = LedgerShell(
+            self._ledger_core,
+            self._store,
+            Hooks(
+                send_push=self._send_push, send_sync=self._send_sync, on_prepare=self.exec.prepare,
+                on_start=self.exec.start_attempt, on_stop=self._stop_attempt, on_change=self.changes.notify,
+            ),
+            boottime,
+        )  # fmt: skip
+        self.objects = ObjectStore(self.home.objects)
+        self.files = AttemptFiles(self.home)
+        self.transfers = Transfers(self.client, self.objects, self.files, self.peers.others_alive)
+        self.peer_api = PeerApi(
+            gossip=self.gossip, ledger=self.ledger, objects=self.objects, files=self.files, transfers=self.transfers
+        )
+        facts = MeshFacts(
+            mesh_id=self._key.mesh_id, key=self._key.text, version=version("meshq"), port=self.port,
+            home=str(self.home.root), pid=os.getpid(),
+        )  # fmt: skip
+        self.desk = Desk(
+            facts=facts, peers=self.peers, ledger=self.ledger, objects=self.objects, transfers=self.transfers,
+            changes=self.changes,
+            hooks=AgentHooks(peer_facts=self._peer_facts, doctor=self._doctor, leave=self.leave),
+            clock=boottime,
+        )  # fmt: skip
+
+    # ---- life
+
+    async def run(self, ready: Callable[[Mapping[str, Any]], None]) -> None:
+        """Be a peer until `leave`, SIGTERM or SIGINT. `ready` is called once, when this peer is a member."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        ledger_loop = self._track(self.ledger.run(), "ledger")
+        fences = await self.exec.start()
+        await self._measured()
+        await self.ledger.adopt(fences)
+        self.exec.adopt()
+        await self._open_doors()
+        await self._find_peers()
+        self._track(self._watch(), "watch")
+        self._track(self._publish_periodically(), "telemetry")
+        self._track(self._save_known_peers(), "snapshot")
+        ready(self.desk.me() | {"warnings": self.warnings, "user": hardening.user_name(os.geteuid())})
+        stopped = self._track(self._stop.wait(), "stop")
+        try:
+            await asyncio.wait({stopped, ledger_loop}, return_when=asyncio.FIRST_COMPLETED)
+            if ledger_loop.done() and not self._stop.is_set():
+                await ledger_loop  # raises: the disk has refused for too long
+        finally:
+            await self._close()
+
+    async def _measured(self) -> None:
+        """Before others hear of this peer, it should know what it has: a machine not yet looked at claims nothing."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_SECONDS):
+                while self.exec.sample() is None:
+                    await asyncio.sleep(0.02)
+
+    async def _open_doors(self) -> None:
+        peer_runner = make_runner(self.peer_api.application(RequestLimiter()))
+        await peer_runner.setup()
+        assert peer_runner.server is not None
+        self._peer_gate = Gate(peer_runner.server, self._server_context)
+        self._peer_gate.start(self._tcp)
+        api = ControlApi(self.desk, cookie.make_cookie(self.home, self._group), os.geteuid())
+        control_runner = make_runner(api.application())
+        await control_runner.setup()
+        assert control_runner.server is not None
+        self._control_gate = Gate(control_runner.server, None, user_source(os.geteuid(), self._group))
+        self._control_gate.start(control.listen(self.home, self._group))
+        self._runners = (peer_runner, control_runner)
+
+    async def _find_peers(self) -> None:
+        """Seeds, memory, mDNS; wait a moment for the first answer if there is anybody to ask."""
+        self.gossip.start()
+        known = snapshot.load(self.home.known_peers, time.time())
+        self.gossip.remember(known)
+        if self.settings.seeds:
+            await self._join_seeds()
+            self._track(self._retry_seeds(), "seeds")
+        self._discovery: Discovery | None = None
+        if self.settings.mdns:
+            self._discovery = Discovery(
+                tag=self._key.mdns_tag, port=self.port, addresses=self._addresses, found=self.gossip.join,
+                is_live=self._is_live_address, loopback=self._loopback,
+            )  # fmt: skip
+            await self._discovery.start()
+        self._capacity_changed()
+        if known or self.settings.seeds or self.settings.mdns:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_SECONDS):
+                    await self._somebody()
+
+    async def _somebody(self) -> None:
+        while not self.peers.others_alive():
+            await self.changes.wait(TaskId(""), SETTLE_SECONDS)
+
+    async def _join_seeds(self) -> None:
+        for seed in self.settings.seeds:
+            try:
+                self.gossip.join(await resolve_seed(seed))
+            except MeshqError as error:
+                log.warning("seed %s: %s", seed, error)
+
+    async def _retry_seeds(self) -> None:
+        """A seed's name may mean another address tomorrow, and a mesh that was split heals through its seeds."""
+        while True:
+            await asyncio.sleep(30.0)
+            if not self.peers.others_alive():
+                await self._join_seeds()
+
+    def _is_live_address(self, address: Address) -> bool:
+        live = self.peers.others_alive()
+        return address in self._addresses() or any(address in self.gossip.core.addresses(peer) for peer in live)
+
+    async def leave(self, drain: bool, seconds: float | None) -> None:
+        """End the attempts (with `drain` let them end), say left, stop."""
+        self._draining = True
+        self._capacity_changed()
+        if drain:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._nothing_runs()
+        await self.ledger.leave()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                await self._nothing_runs()
+        await self.gossip.leave()  # takes a second, in which the last pushes arrive
+        self._stop.set()
+
+    async def _nothing_runs(self) -> None:
+        while self.exec.attempts():
+            await self.changes.wait(TaskId(""), 1.0)
+
+    async def _close(self) -> None:
+        if self._discovery is not None:
+            await self._discovery.stop()
+        for gate in (self._control_gate, self._peer_gate):
+            await gate.close()
+        for runner in self._runners:
+            await runner.cleanup()
+        self._remember_peers()
+        await self.exec.close()
+        await self.gossip.stop()
+        await self.client.close()
+        for loop_task in list(self._loop_tasks):
+            loop_task.cancel()
+        await asyncio.gather(*self._loop_tasks, return_exceptions=True)
+        self._store.close()
+        self.home.socket.unlink(missing_ok=True)
+
+    # ---- gossip
+
+    def _gossip_effect(self, effect: gossip_effects.Effect) -> None:
+        match effect:
+            case gossip_effects.MemberChanged(_, after):
+                log.info("%s (%s) is %s", after.name, after.peer[:8], after.liveness.name.lower())
+                self.peers.handle_member(boottime(), after)
+                self._check_name()
+                self._views_changed()
+            case gossip_effects.RecordChanged(peer, record):
+                self.peers.handle_record(peer, record)
+                self._views_changed()
+            case gossip_effects.ProbeFailed(peer):
+                log.info("%s does not answer probes", self.peers.name(peer))
+            case gossip_effects.Refuted(accusation):
+                log.warning("this peer was held %s; refuted", accusation.liveness.name.lower())
+            case gossip_effects.Send() | gossip_effects.Sync():
+                pass  # the shell's own
+            case _:
+                assert_never(effect)
+
+    def _check_name(self) -> None:
+        me = self.gossip.core.me
+        name = free_name(me.name, self._me, self.peers.members())
+        if name != me.name:
+            log.warning("another peer is called %s, too: this one is %s now", me.name, name)
+            self.gossip.rename(name)
+
+    def _views_changed(self) -> None:
+        """Tell the ledger once for all that this turn of the loop brings."""
+        self.changes.notify(TaskId(""))
+        if not self._views_due:
+            self._views_due = True
+            asyncio.get_running_loop().call_soon(self._tell_views)
+
+    def _tell_views(self) -> None:
+        self._views_due = False
+        self.ledger.peers(self.peers.views())
+
+    async def _gossip_sync(self, sync: gossip_effects.Sync) -> bytes:
+        path, limit = "/gossip/sync", config.SYNC_BYTES_MAX
+        if sync.peer is None:
+            return await self.client.post_seed(sync.address, path, sync.request, answer_bytes_max=limit)
+        return await self.client.post(sync.peer, path, sync.request, answer_bytes_max=limit, extra=(sync.address,))
+
+    async def _watch(self) -> None:
+        """Notice that this process did not run for a while, or that the machine slept; keep the display clock right."""
+        while True:
+            before = boottime()
+            await asyncio.sleep(WATCH_SECONDS)
+            stall = boottime() - before - WATCH_SECONDS
+            self._ledger_core.set_wall_offset(boottime(), time.time())
+            if stall > STALL_SECONDS:
+                log.warning("this process stood still for %.1f s", stall)
+                self.ledger.stalled(stall)
+
+    async def _save_known_peers(self) -> None:
+        while True:
+            await asyncio.sleep(SNAPSHOT_SECONDS)
+            await asyncio.to_thread(self._remember_peers)
+            await asyncio.to_thread(self.files.expire, time.time())
+
+    def _remember_peers(self) -> None:
+        try:
+            snapshot.save(self.home.known_peers, self.gossip.core.known_peers(boottime()), time.time())
+        except StoreError as error:
+            log.warning("%s", error)
+
+    # ---- ledger and exec
+
+    async def _send_push(self, peer: PeerId, push: Push) -> PushReply:
+        answer = await self.client.post(peer, "/ledger/push", codec.encode(push), answer_bytes_max=PUSH_BYTES_MAX)
+        return codec.decode(PushReply, answer, bytes_max=PUSH_BYTES_MAX)
+
+    async def _send_sync(self, peer: PeerId, request: SyncRequest) -> SyncPage:
+        answer = await self.client.post(peer, "/ledger/sync", codec.encode(request), answer_bytes_max=PUSH_BYTES_MAX)
+        return codec.decode(SyncPage, answer, bytes_max=PUSH_BYTES_MAX)
+
+    async def _provide_source(self, claimed: Claimed, folder: Path) -> None:
+        commit = claimed.spec.source.commit
+        assert commit is not None, "exec asks only for what has a source"
+        await self.transfers.fetch_source(commit, claimed.spec.submitted_peer)
+        await asyncio.to_thread(checkout, self.objects, commit, folder)
+
+    def _stop_attempt(self, fence: Fence, reason: str) -> None:
+        self.exec.stop(fence, "released" if reason == "leaving" else reason)
+
+    def _attempt_ready(self, fence: Fence) -> None:
+        self.ledger.ready(fence)
+
+    def _attempt_slow(self, fence: Fence) -> None:
+        self.ledger.slow(fence)
+
+    def _attempt_ended(self, fence: Fence, outcome: Outcome) -> None:
+        self._track(self._report(fence, outcome), f"report {fence}")
+
+    async def _report(self, fence: Fence, outcome: Outcome) -> None:
+        """The end is durable first; then exec may forget it, and somebody else gets a copy of log and outputs."""
+        await self.ledger.ended(fence, outcome)
+        self.exec.reported(fence)
+        self.changes.notify(TaskId(""))
+        if outcome.started_at is not None and (others := self.peers.others_alive()):
+            await self.transfers.offer_copy(fence, claimants(TaskId(fence), 1, others))
+
+    def _capacity_changed(self) -> None:
+        telemetry = self._telemetry()
+        self.peers.handle_own_telemetry(telemetry)
+        self.ledger.capacity(telemetry)
+        self.gossip.publish(codec.encode(telemetry))
+        self.changes.notify(TaskId(""))
+
+    def _telemetry(self) -> Telemetry:
+        running = [attempt.claimed.task for attempt in self.exec.attempts().values()]
+        return publish(
+            self.settings, self.machine, self.exec.free(), self.exec.sample(), running,
+            ledger_epoch=self._ledger_core.ledger_epoch, draining=self._draining, gpus_allowed=self._gpus_allowed,
+        )  # fmt: skip
+
+    async def _publish_periodically(self) -> None:
+        while True:
+            await asyncio.sleep(max(TELEMETRY_SECONDS, len(self.peers.members()) / 50))
+            self._capacity_changed()
+
+    # ---- for the desk
+
+    def _peer_facts(self) -> list[PeerFacts]:
+        now = boottime()
+        facts = []
+        for member in self.peers.members():
+            mine = member.peer == self._me
+            addresses = self.gossip.core.addresses(member.peer) or member.addresses
+            facts.append(
+                PeerFacts(
+                    member=self.gossip.core.me if mine else member,
+                    address=(self._addresses() if mine else addresses or (None,))[0],
+                    telemetry=self.peers.telemetry(member.peer),
+                    age=0.0 if mine else self.gossip.core.record_age(now, member.peer),
+                )
+            )
+        return facts
+
+    async def _doctor(self) -> dict[str, object]:
+        sample = self.exec.sample()
+        facts = doctor.Facts(
+            me=self.gossip.core.me,
+            members=self.peers.members(),
+            telemetry=self.peers.telemetry(self._me),
+            home=self.home.root,
+            uid=os.geteuid(),
+            group=self.settings.group,
+            mdns=self.settings.mdns,
+            mdns_problem="" if self._discovery is None or not self._discovery.counters["failed"] else "see the agent's log",
+            gpu_state=(sample.gpu_problem if sample else "") or "NVML sees none",
+            landlock_abi=landlock_abi(),
+            uv=doctor.find_uv(),
+            addresses=self._addresses(),
+        )
+        checks = await asyncio.to_thread(doctor.examine, facts)
+        return doctor.to_document(checks, self._counters())
+
+    def _counters(self) -> dict[str, int]:
+        """Everything that was refused, dropped or repeated anywhere in this process."""
+        named: dict[str, Mapping[Any, int]] = {
+            "gossip": self.gossip.stats(),
+            "packets": self._opener.counters,
+            "ledger": self._ledger_core.counters,
+            "store": self._store.counters,
+            "peer port": self._peer_gate.counters,
+            "peer requests": self.peer_api.counters,
+            "control socket": self._control_gate.counters,
+            "peers": {"undecodable records": self.peers.undecodable_records},
+            "discovery": self._discovery.counters if self._discovery is not None else {},
+        }
+        return {f"{part}: {name}": count for part, counters in named.items() for name, count in counters.items() if count}
+
+    def _track(self, work: Any, name: str) -> asyncio.Task[Any]:
+        """Run a loop task that lives as long as the agent, or shorter; a failure is logged, never lost."""
+        loop_task = asyncio.get_running_loop().create_task(work, name=name)
+        self._loop_tasks.add(loop_task)
+        loop_task.add_done_callback(self._loop_task_ended)
+        return loop_task
+
+    def _loop_task_ended(self, loop_task: asyncio.Task[Any]) -> None:
+        self._loop_tasks.discard(loop_task)
+        if not loop_task.cancelled() and (error := loop_task.exception()) is not None:
+            log.error("the loop task %s failed", loop_task.get_name(), exc_info=error)
+
+
+def run(home: Home, ready: Callable[[Mapping[str, Any]], None]) -> None:
+    """Run the agent of this home in the foreground until it is stopped. The caller holds the home's lock."""
+    set_up_logging(home)
+
+    async def go() -> None:
+        await Agent(home).run(ready)
+
+    asyncio.run(go())
+
+
+def set_up_logging(home: Home) -> None:
+    """Rotating files in the home; in front of a person also what is worth a warning."""
+    to_file = logging.handlers.RotatingFileHandler(
+        home.log, maxBytes=config.AGENT_LOG_BYTES_MAX, backupCount=config.AGENT_LOG_FILES - 1, delay=True
+    )
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    to_screen = logging.StreamHandler()
+    to_screen.setLevel(logging.WARNING)
+    to_screen.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    root = logging.getLogger("meshq")
+    root.setLevel(logging.INFO)
+    root.propagate = False
+    root.handlers = [to_file, to_screen]
+
+
+def main(arguments: list[str]) -> NoReturn:
+    """`python -m meshq.agent HOME READY_FD LOCK_FD`: the agent in the background, started by `meshq join --detach`.
+
+    READY_FD gets one line: the ready document, or the error that kept the agent from starting.
+    """
+    hardening.hide_process()
+    hardening.forget_settings()
+    home = Home(Path(arguments[0]))
+    channel = socket.socket(fileno=int(arguments[1]))
+    os.set_inheritable(int(arguments[2]), False)  # the lock is this process's: a task must not keep it
+    channel.set_inheritable(False)
+
+    def answer(document: Mapping[str, Any]) -> None:
+        with suppress(OSError):  # nobody waits any more
+            channel.sendall(json.dumps(document).encode() + b"\n")
+        channel.close()
+
+    try:
+        run(home, answer)
+        code = 0
+    except MeshqError as error:
+        answer({"error": {"code": error.code, "message": error.message, "hint": error.hint}})
+        log.error("%s", error)
+        code = error.exit_code
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,25 @@
+"""typer's command and group, quicker to start.
+
+typer looks at values with pydantic, which takes longer to import than all the rest of `meshq status`; it leaves out flags
+that are True or False. Its own `--help` is None when it is not given: here it is False.
+"""
+
+from typing import Any
+
+from typer.core import TyperCommand, TyperGroup
+
+
+def _settled(option: Any) -> Any:
+    if option is not None and option.default is None:
+        option.default = False
+    return option
+
+
+class Command(TyperCommand):
+    def get_help_option(self, ctx: Any) -> Any:
+        return _settled(super().get_help_option(ctx))
+
+
+class Group(TyperGroup):
+    def get_help_option(self, ctx: Any) -> Any:
+        return _settled(super().get_help_option(ctx))

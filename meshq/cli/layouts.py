@@ -1,0 +1,297 @@
+"""The documents of the agent, laid out for people. Pure: documents in, lines out, at 80 columns and more."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from meshq.cli import figures
+from meshq.cli.figures import UNKNOWN, plural
+from meshq.cli.table import Cell, Column, Paint, table
+from meshq.documents import (
+    AttemptDocument,
+    DoctorDocument,
+    GpuDocument,
+    NeedsDocument,
+    PeerDocument,
+    QueueDocument,
+    SpecDocument,
+    StatusDocument,
+    TaskDocument,
+    TaskSummaryDocument,
+)
+from meshq.terminal import harmless
+
+ID_CHARS = 8  # 40 bits: a prefix of this length names one of a million tasks with a doubt of 10^-6
+ACTIVE_SHOWN = 20
+
+Row = list[Cell | str]
+GONE = ("dead", "left")
+
+_STYLES: Mapping[str, str] = {
+    "alive": "green", "suspect": "yellow", "dead": "red", "left": "dim",
+    "running": "cyan", "preparing": "cyan", "claimed": "cyan",
+    "succeeded": "green", "failed": "red", "lost": "red", "cancelled": "yellow", "superseded": "dim",
+}  # fmt: skip
+
+
+def line(text: str) -> str:
+    """The text, harmless and on one line."""
+    return harmless(text).replace("\n", " ")
+
+
+def styled(word: str) -> Cell:
+    """A liveness or a status in its colour."""
+    return Cell(word, _STYLES.get(word, ""))
+
+
+def status_lines(
+    status: StatusDocument, active: Sequence[TaskSummaryDocument], now: datetime, width: int, paint: Paint
+) -> list[str]:
+    """Every machine, then the queues, then what runs."""
+    mesh = status["mesh"]
+    names = {task["id"]: task["name"] for task in active}
+    headline = f"Mesh {line(mesh['name'])}: {mesh['peers_alive']} of {plural(mesh['peers_known'], 'machine')} alive"
+    lines = [paint(headline, "bold"), ""]
+    lines += machine_lines(status["peers"], names, width, paint)
+    lines += ["", *queue_lines(status["queues"], width, paint)]
+    lines += ["", *(active_lines(active, now, width, paint) if active else [paint("No task is running", "dim")])]
+    return lines
+
+
+def machine_lines(peers: Sequence[PeerDocument], names: Mapping[str, str], width: int, paint: Paint) -> list[str]:
+    columns = (
+        Column("MACHINE", gives_way=True), Column("STATE"), Column("CPU", right=True), Column("MEMORY", right=True),
+        Column("FREE GPUS", right=True), Column("GPU USE", right=True), Column("FREE SLOTS", right=True),
+        Column("RUNNING", gives_way=True),
+    )  # fmt: skip
+    lines = table(columns, [_machine_row(peer, names) for peer in peers], width, paint)
+    for peer in peers:
+        if (problem := peer.get("problem")) and peer["liveness"] not in GONE:
+            lines.append(paint(line(f"{peer['name']} takes no tasks: {problem}"), "yellow"))
+    return lines
+
+
+def _machine_row(peer: PeerDocument, names: Mapping[str, str]) -> Row:
+    name, state = peer["name"], styled(peer["liveness"])
+    if peer["liveness"] in GONE:
+        age = peer["telemetry_age_seconds"]
+        since = "" if age is None else f" {figures.duration(age).split()[0]}"
+        return [name, Cell(state.text + since, state.style), *[Cell(UNKNOWN, "dim")] * 6]
+    if peer["draining"] and peer["liveness"] == "alive":
+        state = Cell("draining", "yellow")
+    gpus, slots = peer["gpus"], peer["slots"]
+    running = ", ".join(names.get(task, task[:ID_CHARS]) for task in peer["running"])
+    return [
+        name,
+        state,
+        figures.percent(peer["usage"]["cpu_percent"]),
+        figures.share(peer["usage"]["memory_used_bytes"], peer["memory_bytes"]),
+        f"{sum(map(_is_free, gpus))}/{len(gpus)}" if gpus else UNKNOWN,
+        figures.percent(_mean([gpu["utilization_percent"] for gpu in gpus])),
+        UNKNOWN if slots["total"] is None else f"{slots['free']}/{slots['total']}",
+        running or UNKNOWN,
+    ]
+
+
+def _is_free(gpu: GpuDocument) -> bool:
+    return gpu["task"] is None and not gpu["foreign_pids"]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def queue_lines(queues: Sequence[QueueDocument], width: int, paint: Paint) -> list[str]:
+    columns = (
+        Column("QUEUE", gives_way=True), Column("QUEUED", right=True),
+        Column("RUNNING", right=True), Column("SUCCEEDED", right=True), Column("FAILED", right=True),
+        Column("CANCELLED", right=True, only_if_used=True), Column("MACHINES", right=True),
+        Column("WAITING", right=True), Column("EXPECTED", right=True, only_if_used=True),
+    )  # fmt: skip
+    lines = table(columns, [_queue_row(queue) for queue in queues], width, paint)
+    for queue in queues:
+        if queue["queued"] and not queue["peers"]:
+            text = f"No machine that is alive serves the queue {line(queue['name'])}: its tasks wait for one"
+            lines.append(paint(text, "yellow"))
+    return lines
+
+
+def _queue_row(queue: QueueDocument) -> Row:
+    counts = [str(queue[field]) for field in ("queued", "running", "succeeded", "failed", "cancelled", "peers")]
+    waits = [figures.duration(queue["oldest_wait_seconds"]), figures.duration(queue["expected_wait_seconds"])]
+    return [Cell(f"{queue['name']} (paused)", "yellow") if queue["paused"] else queue["name"], *counts, *waits]
+
+
+def active_lines(active: Sequence[TaskSummaryDocument], now: datetime, width: int, paint: Paint) -> list[str]:
+    columns = (
+        Column("TASK"), Column("NAME", gives_way=True), Column("STATUS"), Column("QUEUE", gives_way=True),
+        Column("MACHINE", gives_way=True), Column("BY", gives_way=True), Column("TIME", right=True),
+    )  # fmt: skip
+    ids = short_ids(active)
+    rows: list[Row] = [
+        [ids[task["id"]], task["name"], _task_state(task), task["queue"], machine(task), task["submitted_by"],
+         figures.between(task["started_at"], task["ended_at"], now)]
+        for task in active[:ACTIVE_SHOWN]
+    ]  # fmt: skip
+    lines = table(columns, rows, width, paint)
+    if len(active) > ACTIVE_SHOWN:
+        lines.append(f"and {len(active) - ACTIVE_SHOWN} more: `meshq tasks --status running` lists them")
+    return lines
+
+
+def task_lines(tasks: Sequence[TaskSummaryDocument], now: datetime, width: int, paint: Paint) -> list[str]:
+    """The table of `tasks`."""
+    if not tasks:
+        return ["No tasks"]
+    columns = (
+        Column("TASK"), Column("NAME", gives_way=True), Column("STATUS"), Column("QUEUE", gives_way=True),
+        Column("MACHINE", gives_way=True), Column("SUBMITTED", right=True), Column("TIME", right=True),
+        Column("EXIT", right=True),
+    )  # fmt: skip
+    ids = short_ids(tasks)
+    rows: list[Row] = [
+        [ids[task["id"]], task["name"], _task_state(task), task["queue"], machine(task),
+         figures.ago(task["submitted_at"], now), figures.between(task["started_at"], task["ended_at"], now),
+         UNKNOWN if task["exit_code"] is None else str(task["exit_code"])]
+        for task in tasks
+    ]  # fmt: skip
+    return table(columns, rows, width, paint)
+
+
+def _task_state(task: TaskSummaryDocument) -> Cell:
+    if task["status"] == "queued" and task["position"] is not None:
+        return Cell(f"queued #{task['position']}")
+    if task["status"] == "running" and task["reason"] == "cancelling":
+        return Cell("cancelling", "yellow")
+    return styled(task["status"])
+
+
+def short_ids(tasks: Sequence[TaskSummaryDocument]) -> dict[str, str]:
+    """For each id the prefix that tells it from the others shown, all of one length."""
+    ids = {task["id"] for task in tasks}
+    longest = max(map(len, ids), default=0)
+    chars = next((n for n in range(ID_CHARS, longest) if len({each[:n] for each in ids}) == len(ids)), longest)
+    return {each: each[:chars] for each in sorted(ids)}
+
+
+def machine(task: TaskSummaryDocument) -> str:
+    """Where the last attempt is or was."""
+    return task["attempts"][-1]["peer"] if task["attempts"] else UNKNOWN
+
+
+def show_lines(task: TaskDocument, now: datetime, width: int, paint: Paint) -> list[str]:
+    """One task with all its attempts and outputs."""
+    lines = [f"{paint(line(task['name']), 'bold')} {task['id']}", ""]
+    fields = _show_fields(task, now, paint)
+    longest = max(len(title) for title, _ in fields)
+    lines += [f"{title:<{longest}}  {line(text) if title != 'status' else text}" for title, text in fields]
+    if task["attempts"]:
+        lines += ["", *_attempt_lines(task["attempts"], now, width, paint)]
+    if outputs := task["outputs"]:
+        columns = (Column("OUTPUT"), Column("SIZE", right=True))
+        lines += ["", *table(columns, [[each["path"], figures.size(each["bytes"])] for each in outputs], width, paint)]
+        if (hidden := task.get("outputs_total", 0) - len(outputs)) > 0:
+            lines.append(f"and {hidden} more: `meshq fetch` copies them all")
+    return lines
+
+
+def _show_fields(task: TaskDocument, now: datetime, paint: Paint) -> list[tuple[str, str]]:
+    state = _task_state(task)
+    spec = task["spec"]
+    where = f" on {line(machine(task))}" if task["attempts"] and state.text != "queued" else ""
+    fields = [
+        ("status", paint(state.text, state.style) + where),
+        ("reason", task["reason"] or ""),
+        ("exit code", "" if task["exit_code"] is None else str(task["exit_code"])),
+        ("queue", task["queue"] + (f", priority {task['priority']}" if task["priority"] else "")),
+        ("submitted", f"{figures.clock(task['submitted_at'], now)} by {task['submitted_by']}"),
+        ("started", figures.clock(task["started_at"], now) if task["started_at"] else ""),
+        ("ended", _ended(task, now)),
+        ("command", command(spec)),
+        ("needs", needs(spec.get("needs", {}))),
+        ("limits", limits(spec)),
+        ("retry of", task["retry_of"] or ""),
+    ]
+    return [(title, text) for title, text in fields if text]
+
+
+def _ended(task: TaskSummaryDocument, now: datetime) -> str:
+    if not task["ended_at"]:
+        return ""
+    took = f", took {figures.between(task['started_at'], task['ended_at'], now)}" if task["started_at"] else ""
+    return figures.clock(task["ended_at"], now) + took
+
+
+def _attempt_lines(attempts: Sequence[AttemptDocument], now: datetime, width: int, paint: Paint) -> list[str]:
+    columns = (
+        Column("ATTEMPT", right=True), Column("MACHINE", gives_way=True), Column("STATUS"), Column("STARTED", right=True),
+        Column("TIME", right=True), Column("EXIT", right=True), Column("REASON", gives_way=True, only_if_used=True),
+    )  # fmt: skip
+    rows: list[Row] = [
+        [str(each["number"]), each["peer"], styled(each["status"]), figures.ago(each["started_at"], now),
+         figures.between(each["started_at"], each["ended_at"], now),
+         UNKNOWN if each["exit_code"] is None else str(each["exit_code"]), each["reason"] or ""]
+        for each in attempts
+    ]  # fmt: skip
+    return table(columns, rows, width, paint)
+
+
+def command(spec: SpecDocument) -> str:
+    """What runs, as one would type it."""
+    import shlex
+
+    python = ["python"] if spec.get("environment", {}).get("needs_python") else []
+    return shlex.join([*python, *spec.get("argv", [])])
+
+
+def needs(wanted: NeedsDocument) -> str:
+    """`1 GPU, 4 cores, 16G memory, room=b12`."""
+    gpus, cpus = wanted.get("gpus", 0), wanted.get("cpus", 0)
+    parts = [plural(gpus, "GPU") if gpus else "", plural(cpus, "core") if cpus else ""]
+    parts += [f"{figures.size(wanted['memory_bytes'])} memory" if wanted.get("memory_bytes") else ""]
+    parts += [f"{figures.size(wanted['gpu_memory_bytes'])} GPU memory" if wanted.get("gpu_memory_bytes") else ""]
+    parts += [f"{key}={value}" for key, value in sorted(wanted.get("labels", {}).items())]
+    return ", ".join(part for part in parts if part)
+
+
+def limits(spec: SpecDocument) -> str:
+    """What was asked for beside the defaults."""
+    parts = []
+    if spec.get("retries"):
+        parts.append(plural(spec["retries"], "retry").replace("retrys", "retries"))
+    if (seconds := spec.get("time_limit")) is not None:
+        parts.append(f"{figures.duration(seconds)} of running")
+    if (seconds := spec.get("lease")) is not None:
+        parts.append(f"lease {figures.duration(seconds)}")
+    if spec.get("isolation") == "stop":
+        parts.append("stops when its machine is cut off")
+    return ", ".join(parts)
+
+
+def peer_lines(peers: Sequence[PeerDocument], width: int, paint: Paint) -> list[str]:
+    """The table of `peers`: who they are, where `status` says what they do."""
+    columns = (
+        Column("MACHINE", gives_way=True), Column("STATE"), Column("ADDRESS"), Column("VERSION"), Column("CORES", right=True),
+        Column("GPUS", right=True), Column("QUEUES", gives_way=True), Column("LABELS", gives_way=True, only_if_used=True),
+    )  # fmt: skip
+    rows: list[Row] = [
+        [peer["name"], styled(peer["liveness"]), peer["address"] or UNKNOWN, peer["version"] or UNKNOWN,
+         UNKNOWN if peer["cpus"] is None else str(peer["cpus"]), str(len(peer["gpus"])), ",".join(peer["queues"]) or UNKNOWN,
+         ",".join(f"{key}={value}" for key, value in sorted(peer["labels"].items())) or UNKNOWN]
+        for peer in peers
+    ]  # fmt: skip
+    return table(columns, rows, width, paint)
+
+
+def doctor_lines(report: DoctorDocument, width: int, paint: Paint) -> list[str]:
+    """Checks, then the counters of what was refused."""
+    longest = max((len(check["name"]) for check in report["checks"]), default=0)
+    lines = []
+    for check in report["checks"]:
+        verdict = paint("ok  ", "green") if check["ok"] else paint("FAIL", "red")
+        lines.append(f"{verdict}  {line(check['name']):<{longest}}  {line(check['detail'])}".rstrip())
+    counted = {name: count for name, count in sorted(report["counters"].items()) if count}
+    if counted:
+        rows = [[name, str(count)] for name, count in counted.items()]
+        lines += ["", *table((Column("COUNTER"), Column("COUNT", right=True)), rows, width, paint)]
+    return lines

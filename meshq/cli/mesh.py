@@ -1,0 +1,82 @@
+"""Commands that look at the whole mesh: `status`, `peers`, `doctor`, `demo`."""
+
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+
+from meshq.cli import layouts, screen
+from meshq.cli.options import Json
+from meshq.client import Client
+from meshq.documents import ACTIVE, StatusDocument, TaskSummaryDocument
+
+WATCH_SECONDS: Final = 2.0
+_CLEAR = "\x1b[H\x1b[J"
+
+
+def status(
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every 2 s, until Ctrl-C.")] = False,
+    json: Json = False,
+) -> None:
+    """Show every machine, the queues, and what runs."""
+    with Client() as client:
+        while True:
+            document = client.status()
+            if json:
+                screen.document(document, lines=watch)
+            else:
+                lines = _status_lines(document, active_tasks(client))
+                if watch and screen.is_terminal(sys.stdout):
+                    sys.stdout.write(_CLEAR)
+                screen.say(*lines)
+            if not watch:
+                return
+            try:
+                time.sleep(WATCH_SECONDS)
+            except KeyboardInterrupt:
+                return
+
+
+def active_tasks(client: Client) -> list[TaskSummaryDocument]:
+    """What some machine is working on right now."""
+    return [task for status in ACTIVE for task in client.tasks(status=status)]
+
+
+def _status_lines(document: StatusDocument, active: list[TaskSummaryDocument]) -> list[str]:
+    return layouts.status_lines(document, active, datetime.now().astimezone(), screen.width(), screen.paint)
+
+
+def peers(json: Json = False) -> None:
+    """List the machines of the mesh, with address, version and queues."""
+    with Client() as client:
+        found = client.peers()
+    if json:
+        screen.document(found)
+    else:
+        screen.say(*layouts.peer_lines(found, screen.width(), screen.paint))
+
+
+def doctor(json: Json = False) -> None:
+    """Check this machine's agent, and count what it refused. Exits with 1 if a check fails."""
+    with Client() as client:
+        report = client.doctor()
+    if json:
+        screen.document(report)
+    else:
+        screen.say(*layouts.doctor_lines(report, screen.width(), screen.paint))
+    if not all(check["ok"] for check in report["checks"]):
+        raise typer.Exit(1)
+
+
+def demo(
+    to: Annotated[
+        Path | None, typer.Option("--to", metavar="DIR", help="Where the outputs go (default: ./meshq-demo-outputs).")
+    ] = None,
+) -> None:
+    """Run a mesh of three agents on this machine, and lose one of them. Needs no agent and leaves none."""
+    from meshq.cli.demo import run_demo
+
+    run_demo(to)

@@ -1,0 +1,45 @@
+"""Options and arguments that several commands have, with their completion."""
+
+from typing import Annotated
+
+import typer
+
+from meshq.cli import screen
+from meshq.errors import MeshqError
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Answer with one JSON document.", callback=screen.choose_json, is_eager=True)
+]
+
+
+def complete_task(incomplete: str) -> list[tuple[str, str]]:
+    """Names and ids of the newest tasks, for the shell; nothing where no agent answers."""
+    from meshq.client import Client
+
+    try:
+        with Client() as client:
+            tasks = client.tasks()
+    except MeshqError:
+        return []
+    words = {task["name"]: f"{task['status']} {task['id']}" for task in reversed(tasks)}
+    words |= {task["id"]: f"{task['status']} {task['name']}" for task in tasks}
+    return [(word, text) for word, text in words.items() if word.startswith(incomplete)]
+
+
+def complete_queue(incomplete: str) -> list[str]:
+    """The queues of the mesh."""
+    from meshq.client import Client
+
+    try:
+        with Client() as client:
+            return [queue["name"] for queue in client.status()["queues"] if queue["name"].startswith(incomplete)]
+    except MeshqError:
+        return []
+
+
+TaskName = Annotated[
+    str, typer.Argument(metavar="TASK", help="A task's id, a unique prefix of it, or its name.", autocompletion=complete_task)
+]
+TaskNames = Annotated[
+    list[str], typer.Argument(metavar="TASK…", help="Ids, unique prefixes or names.", autocompletion=complete_task)
+]

@@ -1,0 +1,62 @@
+"""Aligned columns of plain text, without lines around them. Pure: rows in, lines out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from meshq.terminal import harmless
+
+GAP = "  "
+SHORTEST = 6  # a column that must give way keeps this many characters, or its title
+
+Paint = Callable[[str, str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    title: str
+    right: bool = False
+    gives_way: bool = False  # may be shortened with an ellipsis where the terminal is narrow
+    only_if_used: bool = False  # left out when no row has anything to say in it
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    text: str
+    style: str = ""
+
+    @property
+    def empty(self) -> bool:
+        return self.text in ("", "-", "0")
+
+
+def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]], width: int, paint: Paint) -> list[str]:
+    """A title line and one line per row, at most `width` wide as far as the columns that give way allow."""
+    cells = [[each if isinstance(each, Cell) else Cell(each) for each in row] for row in rows]
+    cells = [[Cell(harmless(each.text).replace("\n", " "), each.style) for each in row] for row in cells]
+    shown = [i for i, column in enumerate(columns) if not column.only_if_used or any(not row[i].empty for row in cells)]
+    columns = [columns[i] for i in shown]
+    cells = [[row[i] for i in shown] for row in cells]
+    natural = [max(len(each) for each in (column.title, *(row[i].text for row in cells))) for i, column in enumerate(columns)]
+    widths = _fit(columns, natural, width)
+    title = [Cell(column.title, "dim") for column in columns]
+    return [_line(columns, row, widths, paint) for row in (title, *cells)]
+
+
+def _fit(columns: Sequence[Column], natural: list[int], width: int) -> list[int]:
+    widths = list(natural)
+    floors = [max(SHORTEST, len(column.title)) if column.gives_way else natural[i] for i, column in enumerate(columns)]
+    while sum(widths) + len(GAP) * (len(widths) - 1) > width:
+        widest = max(range(len(widths)), key=lambda i: (widths[i] > floors[i], widths[i]))
+        if widths[widest] <= floors[widest]:
+            break
+        widths[widest] -= 1
+    return widths
+
+
+def _line(columns: Sequence[Column], row: Sequence[Cell], widths: Sequence[int], paint: Paint) -> str:
+    parts = []
+    for column, cell, width in zip(columns, row, widths, strict=True):
+        text = cell.text if len(cell.text) <= width else cell.text[: width - 1] + "…"
+        space = " " * (width - len(text))
+        parts.append(space + paint(text, cell.style) if column.right else paint(text, cell.style) + space)
+    return GAP.join(parts).rstrip()

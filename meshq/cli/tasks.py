@@ -1,0 +1,204 @@
+"""Commands about single tasks: `tasks`, `show`, `logs`, `wait`, `fetch`, `cancel`, `retry`."""
+
+import sys
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from meshq.cli import figures, layouts, screen
+from meshq.cli.boundary import EXIT_DETACHED
+from meshq.cli.options import Json, TaskName, TaskNames, complete_queue
+from meshq.client import Client, exit_code
+from meshq.documents import ACTIVE, STATUSES, SubmittedDocument, WaitDocument
+from meshq.errors import UsageError
+from meshq.terminal import harmless
+
+TASKS_SHOWN = 50
+
+
+def tasks(
+    queue: Annotated[
+        str | None, typer.Option("--queue", metavar="Q", help="Only of this queue.", autocompletion=complete_queue)
+    ] = None,
+    status: Annotated[
+        str | None,
+        typer.Option("--status", metavar="S", help=f"Only {', '.join(STATUSES)}.", autocompletion=lambda: list(STATUSES)),
+    ] = None,
+    mine: Annotated[bool, typer.Option("--mine", help="Only what I submitted.")] = False,
+    limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="At most so many.")] = TASKS_SHOWN,
+    json: Json = False,
+) -> None:
+    """List tasks, the newest first, finished ones included."""
+    if status is not None and status not in STATUSES:
+        raise UsageError(f"--status: `{status}` is no status", f"choose one of {', '.join(STATUSES)}")
+    with Client() as client:
+        found = client.tasks(queue=queue, status=status, user=_user() if mine else None, limit=limit)
+    if json:
+        screen.document(found)
+    else:
+        screen.say(*layouts.task_lines(found, datetime.now().astimezone(), screen.width(), screen.paint))
+
+
+def _user() -> str:
+    """The name by which the agent knows whoever runs this command."""
+    import os
+    import pwd
+
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
+def show(task: TaskName, json: Json = False) -> None:
+    """Show one task: its status, attempts and outputs."""
+    with Client() as client:
+        document = client.show(task)
+    if json:
+        screen.document(document)
+    else:
+        screen.say(*layouts.show_lines(document, datetime.now().astimezone(), screen.width(), screen.paint))
+
+
+def logs(
+    task: TaskName,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the task is over.")] = False,
+    attempt: Annotated[int | None, typer.Option("--attempt", min=1, metavar="N", help="Of this attempt.")] = None,
+    tail: Annotated[int | None, typer.Option("--tail", min=0, metavar="N", help="Only the last lines.")] = None,
+) -> None:
+    """Print what a task wrote, from whichever machine it runs or ran on."""
+    with Client() as client:
+        try:
+            if follow and attempt is None:
+                write_log(client.follow_log(task, tail=tail))
+            else:
+                write_log(client.log(task, attempt=attempt, tail=tail, follow=follow))
+        except KeyboardInterrupt:
+            detached(task, task)
+
+
+def write_log(chunks: Iterable[bytes]) -> None:
+    """Copy a log to stdout: made harmless for a terminal, byte for byte into a pipe."""
+    if not screen.is_terminal(sys.stdout):
+        for chunk in chunks:
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+        return
+    from meshq.terminal import LogView
+
+    view = LogView(terminal=True, colours=screen.colours(sys.stdout))
+    try:
+        for chunk in chunks:
+            sys.stdout.write(view.feed(chunk))
+            sys.stdout.flush()
+    finally:
+        sys.stdout.write(view.finish())
+        sys.stdout.flush()
+
+
+def detached(name: str, task: str) -> NoReturn:
+    """After Ctrl-C: the task is none of this command's business any more."""
+    screen.note(f"detached, `{name}` goes on")
+    screen.hint(f"`meshq logs {task} --follow` shows it, `meshq cancel {task}` ends it")
+    raise typer.Exit(EXIT_DETACHED)
+
+
+def wait(tasks: TaskNames, json: Json = False) -> None:
+    """Wait until tasks are over. Exits with the first code that is not 0, in the order given."""
+    results: list[WaitDocument] = []
+    with Client() as client:
+        ids = [client.show(task)["id"] for task in tasks]  # all of them exist, before we wait for the first
+        for name, task in zip(tasks, ids, strict=True):
+            try:
+                results.append(client.result(task))
+            except KeyboardInterrupt:
+                detached(name, task)
+            if not json:
+                screen.say(result_line(name, results[-1]))
+    if json:
+        screen.document(results)
+    raise typer.Exit(next((code for code in map(exit_code, results) if code), 0))
+
+
+def result_line(name: str, result: WaitDocument) -> str:
+    """`train succeeded on lab-2`."""
+    line = f"{harmless(name)} {result['status']}"
+    line += f" on {harmless(result['peer'])}" if result["peer"] else ""
+    if result["status"] == "failed" and result["exit_code"] is not None:
+        line += f" with exit code {result['exit_code']}"
+    return line + (f": {harmless(result['reason'])}" if result["reason"] else "")
+
+
+def fetch(
+    task: TaskName,
+    to: Annotated[Path | None, typer.Option("--to", metavar="DIR", help="Where to put them (default: ./NAME-outputs).")] = None,
+    json: Json = False,
+) -> None:
+    """Copy a task's outputs here, from whichever machine has them. Never overwrites a file that differs."""
+    from meshq.download import default_folder, download
+
+    with Client() as client:
+        document = client.show(task)
+        folder = to or default_folder(document)
+        outputs = download(client, document["id"], folder, screen.progress)
+    files = outputs["files"]
+    if skipped := outputs.get("skipped", 0):
+        screen.warn(f"the task left {figures.plural(skipped, 'more thing')} that are no plain files, or too many: not fetched")
+    if json:
+        screen.document({"id": document["id"], "folder": str(folder), "outputs": files})
+        return
+    if not files:
+        screen.note(f"`{document['name']}` left no files in $MESHQ_OUTPUT_DIR")
+        return
+    for file in files:
+        screen.say(f"{folder / file['path']}")
+    total = figures.size(sum(file["bytes"] for file in files))
+    screen.progress(f"Fetched {figures.plural(len(files), 'file')} ({total}) into {folder}")
+
+
+def cancel(tasks: TaskNames, json: Json = False) -> None:
+    """Cancel tasks: what waits won't start, what runs is stopped."""
+    with Client() as client:
+        ids = [client.show(task)["id"] for task in tasks]  # all of them exist, before the first is cancelled
+        documents = [client.cancel(task) for task in ids]
+    if json:
+        screen.document(documents)
+        return
+    for document in documents:
+        state = f"is {document['status']}" if document["status"] not in ACTIVE else "is being stopped"
+        screen.say(f"{harmless(document['name'])} {document['id']} {state}")
+
+
+def retry(task: TaskName, json: Json = False) -> None:
+    """Run a task that is over once more, as a new task with the same code and environment."""
+    with Client() as client:
+        submitted = client.retry(task)
+    announce(submitted, json=json)
+
+
+def announce(submitted: SubmittedDocument, *, json: bool, on_stderr: bool = False) -> None:
+    """Say what was submitted: a document, a sentence for a person, or the bare ids for a script."""
+    for warning in submitted.get("warnings") or []:
+        screen.warn(warning)
+    ids, stored_on = submitted["ids"], submitted["stored_on"]
+    if len(stored_on) < 2:
+        screen.warn("stored on this machine only: keep it on until another machine has joined")
+    if json:
+        screen.document(_submitted_document(submitted))
+        return
+    sentence = (
+        f"Submitted `{submitted['name']}` ({', '.join(ids)}) to queue {submitted['queue']}, stored on {', '.join(stored_on)}"
+    )
+    if on_stderr:
+        screen.progress(sentence)
+    elif screen.is_terminal(sys.stdout):
+        screen.say(harmless(sentence))
+        screen.hint(f"`meshq logs {ids[0][: layouts.ID_CHARS]} --follow` shows its output")
+    else:
+        screen.say(*ids)
+
+
+def _submitted_document(submitted: SubmittedDocument) -> dict[str, object]:
+    ids = submitted["ids"]
+    identity: dict[str, object] = {"id": ids[0]} if len(ids) == 1 else {"ids": ids}
+    return identity | {"name": submitted["name"], "queue": submitted["queue"], "stored_on": submitted["stored_on"]}

@@ -1,0 +1,217 @@
+"""What becomes of a belief: how rumors change what this peer thinks of others, and what it says when they are wrong about it.
+
+Problem. Everybody hears of everybody by rumors that are late, doubled, reordered and sometimes mistaken, and all must end with
+the same view, in which a peer that lives is not dead.
+
+Invariant. The belief about a peer only grows in the order of `Member.precedence`, and nobody but the peer itself raises its
+epoch or incarnation. So all who heard the same rumors hold the same belief, and a peer can always outbid what is said of it.
+
+Algorithm. A greater belief replaces the held one and is passed on; an equal suspicion by somebody else confirms it; all else
+is ignored. A suspicion has a timer (`suspicion`), at whose end the suspect is dead. Deaths that are learnt through push/pull,
+which may be old, start as suspicions, so that whoever is alive can object. Whatever is said of me and is greater than what I
+say of myself, I outbid: by incarnation against an accusation, by epoch against another run of me (a home that was restored).
+
+Limits. `MEMBERS_MAX` members: the longest gone make room for the living. Refutations are rationed: two copies of one home would
+otherwise outbid each other for ever, as fast as the network carries it (caio/foca#25).
+
+Reading: Das, Gupta, Motivala: SWIM, 2002, section 4; Dadgar et al.: Lifeguard, arXiv:1707.00788.
+"""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Final
+
+from meshq.gossip import suspicion
+from meshq.gossip.allowance import Allowance
+from meshq.gossip.effects import Effect, MemberChanged, Refuted
+from meshq.gossip.member import Address, Liveness, Member
+from meshq.gossip.profile import SwimConfig
+from meshq.gossip.roster import Roster
+from meshq.gossip.rumors import RumorQueue
+from meshq.gossip.suspicion import Suspicion
+from meshq.gossip.wire import ACCUSERS_MAX, COUNT_MAX, Rumor, accuser
+from meshq.ids import Epoch, PeerId
+
+REFUTATIONS_BURST: Final = 10
+REFUTATIONS_PER_SECOND: Final = 1.0
+
+
+class Beliefs:
+    """Changes are queued for gossip; those that must be told at once are given out by `take_urgent`."""
+
+    def __init__(self, me: Member, config: SwimConfig, now: float, counters: Counter[str]) -> None:
+        assert me.liveness is Liveness.ALIVE
+        self.roster = Roster(me)
+        self.queue = RumorQueue()
+        self.health = 0
+        self._config = config
+        self._counters = counters
+        self._suspicions: dict[PeerId, Suspicion] = {}
+        self._urgent: dict[PeerId, None] = {}
+        self._forgotten: list[PeerId] = []
+        self._refutations = Allowance(REFUTATIONS_PER_SECOND, REFUTATIONS_BURST, now)
+
+    @property
+    def size(self) -> int:
+        """N of the formulas: the members that take part, me included."""
+        return len(self.roster.live()) + 1
+
+    @property
+    def left(self) -> bool:
+        return self.roster.me.liveness is Liveness.LEFT
+
+    def hear(self, now: float, rumor: Rumor, *, synced: bool = False, urgent: bool = False) -> list[Effect]:
+        """Somebody tells a rumor; `synced` if by push/pull, `urgent` if nobody else may know it yet."""
+        theirs = rumor.member
+        if theirs.peer == self.roster.me.peer:
+            return self._hear_of_me(now, theirs)
+        before = self.roster.get(theirs.peer)
+        if before is None:
+            return self._meet(now, rumor, urgent)
+        if synced and theirs.liveness is Liveness.DEAD and before.liveness <= Liveness.SUSPECT:
+            theirs = replace(theirs, liveness=Liveness.SUSPECT)
+        if theirs.precedence > before.precedence:
+            return self._adopt(now, theirs, now - rumor.gone_seconds, rumor.accusers, urgent=urgent)
+        if theirs == before and theirs.liveness is Liveness.SUSPECT:
+            self._confirm(now, theirs.peer, rumor.accusers, urgent=False)
+        return []
+
+    def accuse(self, now: float, peer: PeerId) -> list[Effect]:
+        """My probe of a live member failed."""
+        member = self.roster.get(peer)
+        assert member is not None
+        mark = (accuser(self.roster.me.peer),)
+        if member.liveness is Liveness.ALIVE:
+            return self._adopt(now, replace(member, liveness=Liveness.SUSPECT), now, mark, urgent=True)
+        if member.liveness is Liveness.SUSPECT:
+            self._confirm(now, peer, mark, urgent=True)
+        return []
+
+    def bury(self, now: float) -> list[Effect]:
+        """The suspects whose time is over are dead."""
+        effects: list[Effect] = []
+        for peer in [peer for peer, held in self._suspicions.items() if held.deadline <= now]:
+            member = self.roster.get(peer)
+            assert member is not None
+            effects += self._adopt(now, replace(member, liveness=Liveness.DEAD), now, (), urgent=True)
+        return effects
+
+    def introduce(self, now: float, *, name: str, addresses: tuple[Address, ...], liveness: Liveness) -> list[Effect]:
+        """Say something new about myself; nothing if it is not new."""
+        me = self.roster.me
+        if self.left or (name, addresses, liveness) == (me.name, me.addresses, me.liveness):
+            return []
+        if me.incarnation >= COUNT_MAX:
+            self._counters["refutations_refused"] += 1
+            return []
+        said = replace(me, incarnation=me.incarnation + 1, name=name, addresses=addresses, liveness=liveness)
+        return self._speak(now, said)
+
+    def distrust(self, now: float) -> None:
+        """I was deaf: every suspect gets its full time again, without the confirmations that I heard of."""
+        for peer in self._suspicions:
+            self._suspicions[peer] = suspicion.begin(self._config, self.size, now, ())
+
+    def forget_expired(self, now: float) -> None:
+        for peer in self.roster.expired(now, self._config.dead_kept, self._config.left_kept):
+            self._forget(peer)
+
+    def rumor(self, now: float, peer: PeerId) -> Rumor:
+        """What I would tell of a known member now."""
+        member = self.roster.get(peer)
+        assert member is not None
+        held = self._suspicions.get(peer)
+        gone = self.roster.gone_for(now, peer) or 0.0
+        return Rumor(member, held.accusers[:ACCUSERS_MAX] if held is not None else (), int(gone))
+
+    def take_urgent(self, now: float) -> list[Rumor]:
+        """What changed by my own doing, or was told to me alone, since this was asked last."""
+        urgent = [self.rumor(now, peer) for peer in self._urgent if self.roster.get(peer) is not None]
+        self._urgent.clear()
+        return urgent
+
+    def take_forgotten(self) -> list[PeerId]:
+        forgotten, self._forgotten = self._forgotten, []
+        return forgotten
+
+    def feel(self, change: int) -> None:
+        """Raise or lower the local health score: 0 is well, each point slows my probes down."""
+        self.health = min(self._config.health_max, max(0, self.health + change))
+
+    def deadline(self) -> float:
+        return min((held.deadline for held in self._suspicions.values()), default=float("inf"))
+
+    def check(self) -> None:
+        self.roster.check()
+        self.queue.check(len(self.roster))
+        assert 0 <= self.health <= self._config.health_max
+        suspects = [member.peer for member in self.roster.members() if member.liveness is Liveness.SUSPECT]
+        assert sorted(suspects) == sorted(self._suspicions)
+        assert self.roster.me.liveness in (Liveness.ALIVE, Liveness.LEFT)
+
+    def _hear_of_me(self, now: float, theirs: Member) -> list[Effect]:
+        me = self.roster.me
+        if self.left or theirs.precedence <= me.precedence:
+            return []
+        if max(theirs.epoch, theirs.incarnation) >= COUNT_MAX or not self._refutations.take(now):
+            self._counters["refutations_refused"] += 1
+            return []
+        if theirs.epoch == me.epoch and theirs.liveness is not Liveness.ALIVE:
+            self.feel(+1)  # I was too slow to answer somebody
+        self._counters["refutations"] += 1
+        return [*self._speak(now, _above(me, theirs)), Refuted(theirs)]
+
+    def _speak(self, now: float, me: Member) -> list[Effect]:
+        """A new belief about myself."""
+        before = self.roster.me
+        self.roster.put(me, now)
+        self._tell(now, me.peer, urgent=True)
+        return [MemberChanged(before, me)]
+
+    def _meet(self, now: float, rumor: Rumor, urgent: bool) -> list[Effect]:
+        member = rumor.member
+        kept = {Liveness.DEAD: self._config.dead_kept, Liveness.LEFT: self._config.left_kept}
+        if rumor.gone_seconds >= kept.get(member.liveness, float("inf")):
+            self._counters["rumors_expired"] += 1
+            return []
+        room, longest_gone = self.roster.make_room(member.liveness)
+        if not room:
+            self._counters["members_refused"] += 1
+            return []
+        if longest_gone is not None:
+            self._forget(longest_gone)
+        return self._adopt(now, member, now - rumor.gone_seconds, rumor.accusers, urgent=urgent)
+
+    def _adopt(self, now: float, member: Member, gone_since: float, accusers: tuple[str, ...], *, urgent: bool) -> list[Effect]:
+        before = self.roster.get(member.peer)
+        self.roster.put(member, gone_since)
+        if member.liveness is Liveness.SUSPECT:
+            self._suspicions[member.peer] = suspicion.begin(self._config, self.size, now, accusers)
+        else:
+            self._suspicions.pop(member.peer, None)
+        self._tell(now, member.peer, urgent=urgent)
+        return [MemberChanged(before, member)]
+
+    def _confirm(self, now: float, peer: PeerId, accusers: tuple[str, ...], *, urgent: bool) -> None:
+        confirmed = self._suspicions[peer].confirmed(accusers)
+        if confirmed is not self._suspicions[peer]:
+            self._suspicions[peer] = confirmed
+            self._tell(now, peer, urgent=urgent)
+
+    def _tell(self, now: float, peer: PeerId, *, urgent: bool) -> None:
+        self.queue.put(self.rumor(now, peer), len(self.roster))
+        if urgent:
+            self._urgent[peer] = None
+
+    def _forget(self, peer: PeerId) -> None:
+        self.roster.forget(peer)
+        self.queue.discard(peer)
+        self._urgent.pop(peer, None)
+        self._forgotten.append(peer)
+
+
+def _above(me: Member, theirs: Member) -> Member:
+    """Me, outbidding what is said of me."""
+    if theirs.epoch > me.epoch:
+        return replace(me, epoch=Epoch(theirs.epoch + 1), incarnation=0)
+    return replace(me, incarnation=theirs.incarnation + 1)

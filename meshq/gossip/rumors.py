@@ -1,0 +1,72 @@
+"""What this peer still has to tell: one rumor a subject, each told a limited number of times.
+
+A newer belief about a member replaces the older one, which nobody needs any more. Those that were told least go first, among
+them the newest. The queue is bounded and pruned whenever something is put in, not by a timer (at 20,000 members of another
+mesh it grew to 160,000 between two runs of the timer: hashicorp/consul#9927); what is pruned was told most often.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from meshq.gossip.wire import Rumor
+from meshq.ids import PeerId
+
+QUEUE_MIN: Final = 256  # room for this many rumors, or for two a member if that is more
+
+
+def retransmit_limit(multiplier: int, members: int) -> int:
+    """How often each peer passes on one rumor: with 3 receivers each, all but nobody misses it. (SWIM section 4.1)"""
+    return multiplier * math.ceil(math.log10(members + 1))
+
+
+@dataclass(slots=True)
+class _Entry:
+    rumor: Rumor
+    sequence: int
+    told: int = 0
+
+
+class RumorQueue:
+    """At most one rumor a subject. `dropped` counts those that were pruned before they were told often enough."""
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        self._entries: dict[PeerId, _Entry] = {}
+        self._sequence = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def put(self, rumor: Rumor, members: int) -> None:
+        """Tell this from now on instead of whatever was told about the same member."""
+        self._sequence += 1
+        self._entries[rumor.member.peer] = _Entry(rumor, self._sequence)
+        if len(self._entries) > max(QUEUE_MIN, 2 * members):
+            worst = max(self._entries.values(), key=lambda entry: (entry.told, -entry.sequence))
+            del self._entries[worst.rumor.member.peer]
+            self.dropped += 1
+
+    def next(self) -> list[Rumor]:
+        """All rumors, the one to be told first in front."""
+        ordered = sorted(self._entries.values(), key=lambda entry: (entry.told, -entry.sequence))
+        return [entry.rumor for entry in ordered]
+
+    def told(self, rumors: Sequence[Rumor], limit: int) -> None:
+        """These went into a packet; those that were told `limit` times are done."""
+        for rumor in rumors:
+            entry = self._entries.get(rumor.member.peer)
+            if entry is None or entry.rumor is not rumor:
+                continue
+            entry.told += 1
+            if entry.told >= limit:
+                del self._entries[rumor.member.peer]
+
+    def discard(self, peer: PeerId) -> None:
+        """The member was forgotten: say no more about it."""
+        self._entries.pop(peer, None)
+
+    def check(self, members: int) -> None:
+        assert len(self._entries) <= max(QUEUE_MIN, 2 * members) + 1
+        assert all(peer == entry.rumor.member.peer for peer, entry in self._entries.items())

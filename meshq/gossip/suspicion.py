@@ -1,0 +1,58 @@
+"""How long a suspect has to refute: Lifeguard's shrinking timeout, as functions of numbers.
+
+A suspicion starts with the longest timeout, because the accuser may be the one who is slow. Each further member that accuses
+the same incarnation on its own evidence shortens it, down to the shortest at `needed` confirmations. So one sick observer can
+do little, and a real crash, which everybody notices, is settled soon. (Dadgar et al., "Lifeguard", arXiv:1707.00788.)
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from meshq.gossip.profile import SwimConfig
+
+MEMBERS_FOR_CONFIRMATIONS = 4  # with fewer there are not enough others to confirm anything: the shortest timeout at once
+
+
+def timeout_min(config: SwimConfig, members: int) -> float:
+    """The shortest suspicion in a mesh of `members`: long enough for a rumor to travel there and back."""
+    return config.suspicion_multiplier * max(1.0, math.log10(max(1, members))) * config.probe_interval
+
+
+def confirmations_needed(config: SwimConfig, members: int) -> int:
+    return 0 if members < MEMBERS_FOR_CONFIRMATIONS else config.confirmations
+
+
+def timeout(shortest: float, longest: float, needed: int, confirmations: int) -> float:
+    """Falls from `longest` to `shortest` with the logarithm of the confirmations: the first counts most."""
+    if needed <= 0 or confirmations >= needed:
+        return shortest
+    return longest - (longest - shortest) * math.log(confirmations + 1) / math.log(needed + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """One suspect's timer at this peer. `accusers` are distinct; the first is no confirmation of itself."""
+
+    started_at: float
+    shortest: float
+    longest: float
+    needed: int
+    accusers: tuple[str, ...]
+
+    @property
+    def deadline(self) -> float:
+        confirmations = max(0, len(self.accusers) - 1)
+        return self.started_at + timeout(self.shortest, self.longest, self.needed, confirmations)
+
+    def confirmed(self, accusers: tuple[str, ...]) -> "Suspicion":
+        """With those of `accusers` that are new, as far as they still count; the same suspicion if none does."""
+        new = [accuser for accuser in dict.fromkeys(accusers) if accuser not in self.accusers]
+        merged = (*self.accusers, *new)[: self.needed + 1]
+        return replace(self, accusers=merged) if len(merged) > len(self.accusers) else self
+
+
+def begin(config: SwimConfig, members: int, now: float, accusers: tuple[str, ...]) -> Suspicion:
+    shortest = timeout_min(config, members)
+    needed = confirmations_needed(config, members)
+    first = tuple(dict.fromkeys(accusers))[: needed + 1]
+    return Suspicion(now, shortest, shortest * config.suspicion_max_multiplier, needed, first)

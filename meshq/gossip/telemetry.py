@@ -1,0 +1,113 @@
+"""What every peer last published about itself: versioned records that travel by sliced scuttlebutt.
+
+A record is replaced only by one of a higher (epoch, version), and only its owner counts the version up. Peers compare what they
+have by digests of a random slice of all members: a digest of everybody outgrew its packet at about 500 members elsewhere
+(quickwit-oss/quickwit#6653). The reader of a digest sends the records that it has newer, and a digest of those that it has
+older. That second digest lists only what the first side has newer, so it is answered by records alone, and the exchange ends.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from meshq.gossip.wire import COUNT_MAX, DigestEntry, Record, short_id
+from meshq.ids import Epoch, PeerId
+
+if TYPE_CHECKING:
+    from random import Random
+
+DIGEST_PEERS_MAX: Final = 90  # what one packet of 1,200 bytes holds, near enough
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """`published_at`: on my clock, when the owner published it, as far as its carriers knew."""
+
+    epoch: Epoch
+    version: int
+    published_at: float
+    data: bytes
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        return (self.epoch, self.version)
+
+
+class RecordTable:
+    """The newest record of each peer that is known here, mine included."""
+
+    def __init__(self, me: PeerId) -> None:
+        self._me = me
+        self._held: dict[PeerId, Held] = {}
+        self._mine = (0, 0)  # the highest stamp of mine that I know of
+
+    def publish(self, now: float, epoch: Epoch, data: bytes) -> Record:
+        """My own new record. Its stamp is above all that anybody showed me as mine."""
+        if self._mine[0] < epoch:
+            self._mine = (epoch, 0)
+        self._mine = (self._mine[0], min(self._mine[1] + 1, COUNT_MAX))
+        held = Held(Epoch(self._mine[0]), self._mine[1], now, data)
+        self._held[self._me] = held
+        return self._record(now, self._me, held)
+
+    def offer(self, now: float, record: Record) -> bool:
+        """Keep the record if it is newer than what is held; did it replace anything?
+
+        One of mine that is newer than mine was published by a run of me that I do not remember: I raise the stamp of what I
+        have above it, so that mine replaces it everywhere.
+        """
+        held = self._held.get(record.peer)
+        if record.peer == self._me:
+            self._mine = max(self._mine, (record.epoch, record.version))
+            if held is not None and held.stamp < self._mine:
+                self.publish(held.published_at, held.epoch, held.data)
+            return False
+        if held is not None and (record.epoch, record.version) <= held.stamp:
+            return False
+        self._held[record.peer] = Held(record.epoch, record.version, now - record.age_ms / 1000, record.data)
+        return True
+
+    def get(self, peer: PeerId) -> Held | None:
+        return self._held.get(peer)
+
+    def forget(self, peer: PeerId) -> None:
+        self._held.pop(peer, None)
+
+    def peers(self) -> tuple[PeerId, ...]:
+        return tuple(self._held)
+
+    def digest(self, rng: "Random", peers: Sequence[PeerId]) -> list[DigestEntry]:
+        """What I have of a random slice of `peers`."""
+        chosen = rng.sample(peers, min(len(peers), DIGEST_PEERS_MAX))
+        return [self._entry(peer) for peer in chosen]
+
+    def compare(
+        self, now: float, digest: Iterable[DigestEntry], peers: Iterable[PeerId]
+    ) -> tuple[list[Record], list[DigestEntry]]:
+        """For the sender of `digest`: the records that I have newer, newest first; and what I have of those it has newer."""
+        by_short = {short_id(peer): peer for peer in peers}
+        newer: list[tuple[float, PeerId, Held]] = []
+        older: list[DigestEntry] = []
+        for entry in digest:
+            peer = by_short.get(entry.short)
+            if peer is None:
+                continue
+            held = self._held.get(peer)
+            mine, theirs = (held.stamp if held is not None else (0, 0)), (entry.epoch, entry.version)
+            if held is not None and mine > theirs:
+                newer.append((-held.published_at, peer, held))
+            elif mine < theirs:
+                older.append(self._entry(peer))
+        return [self._record(now, peer, held) for _, peer, held in sorted(newer, key=lambda item: item[:2])], older
+
+    def records(self, now: float, peers: Iterable[PeerId]) -> list[Record]:
+        """Those of `peers` that there are."""
+        return [self._record(now, peer, held) for peer in peers if (held := self._held.get(peer)) is not None]
+
+    def _entry(self, peer: PeerId) -> DigestEntry:
+        held = self._held.get(peer)
+        return DigestEntry(short_id(peer), *(held.stamp if held is not None else (0, 0)))
+
+    def _record(self, now: float, peer: PeerId, held: Held) -> Record:
+        age_ms = max(0, round((now - held.published_at) * 1000))
+        return Record(peer, held.epoch, held.version, age_ms, held.data)

@@ -1,0 +1,315 @@
+"""What peers say to each other: the schema of packets and of push/pull, and how a packet is filled.
+
+A packet holds one message of the failure detector (or `GossipOnly`) and whatever fits beside it: rumors about members, a digest
+of telemetry versions, telemetry records. It never exceeds `PACKET_PLAIN_BYTES_MAX`, so that sealed it stays one unfragmented
+datagram. Two classes compete for the room: membership has 60 % of it for sure and telemetry 40 %; what one class does not use,
+the other may. (A queue that served one class first starved the other for good: hashicorp/memberlist#299.)
+
+Reading checks everything that later code relies on, and raises `MalformedData` for all else.
+"""
+
+import base64
+import functools
+import ipaddress
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Final, TypeVar
+
+from meshq import codec
+from meshq.config import ADDRESSES_MAX, NAME_CHARS_MAX, PACKET_BYTES_MAX, PACKET_ITEMS_MAX, RECORD_BYTES_MAX, SYNC_BYTES_MAX
+from meshq.errors import MalformedData
+from meshq.gossip.member import Member
+from meshq.ids import Epoch, PeerId, is_peer_id
+
+SEAL_BYTES_MAX: Final = 48  # header and tag that sealing adds
+PACKET_PLAIN_BYTES_MAX: Final = PACKET_BYTES_MAX - SEAL_BYTES_MAX
+HEADERS_BYTES: Final = 8  # by how much the length prefixes of the three sequences of a packet may grow
+MEMBERSHIP_SHARE: Final = 0.6  # telemetry has the rest; the ledger does not travel by UDP
+COUNT_MAX: Final = (
+    2**32 - 1
+)  # of epochs, incarnations and versions: they fit a digest's entry, and can still be exceeded by one
+VERSION_CHARS_MAX: Final = 32
+ACCUSERS_MAX: Final = 8
+ACCUSER_CHARS: Final = 10  # 50 bits of a peer id: enough to tell accusers apart
+HOST_CHARS_MAX: Final = 45  # the longest spelling of an IPv6 address
+AGE_MS_MAX: Final = 2**45  # a thousand years
+
+ITEM_BYTES_MIN: Final = 60  # no rumor or record is smaller: its peer id alone takes 54
+MISSES_MAX: Final = 4
+
+_DIGEST_ENTRY = struct.Struct(">5sII")
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Are you there? For `target` alone: the address may meanwhile belong to somebody else."""
+
+    TAG: ClassVar[int] = 1
+
+    number: int
+    target: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """The one whom your ping or ping-request of this number asked for is there."""
+
+    TAG: ClassVar[int] = 2
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class PingRequest:
+    """Ping `target` for me."""
+
+    TAG: ClassVar[int] = 3
+
+    number: int
+    target: PeerId
+
+
+@dataclass(frozen=True, slots=True)
+class Nack:
+    """I am here and tried, but got no ack for your ping-request. It says that the asker's own network works."""
+
+    TAG: ClassVar[int] = 4
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class GossipOnly:
+    """Nothing but what travels beside it."""
+
+    TAG: ClassVar[int] = 5
+
+
+Message = Ping | Ack | PingRequest | Nack | GossipOnly
+
+
+@dataclass(frozen=True, slots=True)
+class Rumor:
+    """A belief that is worth telling. `accusers` (see `accuser`) stand behind a suspicion; `gone_seconds` is the age of a
+    death or leave, so that it is forgotten everywhere at the same time, however late somebody hears of it."""
+
+    member: Member
+    accusers: tuple[str, ...] = ()
+    gone_seconds: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Telemetry of one peer. `age_ms` since the owner published it, as far as its carriers know."""
+
+    peer: PeerId
+    epoch: Epoch
+    version: int
+    age_ms: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DigestEntry:
+    """`short` (see `short_id`) has a record of this epoch and version here; 0, 0 for none."""
+
+    short: bytes
+    epoch: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """One datagram before it is sealed. `digest`: see `pack_digest`."""
+
+    sender: PeerId
+    epoch: Epoch
+    message: Message
+    rumors: tuple[Rumor, ...] = ()
+    digest: bytes = b""
+    records: tuple[Record, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SyncRequest:
+    """Push/pull: all that I believe, `sender` first of all. The answer is the same of the other side."""
+
+    TAG: ClassVar[int] = 1
+
+    sender: Member
+    rumors: tuple[Rumor, ...]
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SyncReply:
+    TAG: ClassVar[int] = 2
+
+    sender: Member
+    rumors: tuple[Rumor, ...]
+    records: tuple[Record, ...]
+
+
+Item = TypeVar("Item", Rumor, Record)
+Synced = TypeVar("Synced", SyncRequest, SyncReply)
+
+
+def accuser(peer: PeerId) -> str:
+    """The name of an accuser in rumors."""
+    return peer[:ACCUSER_CHARS]
+
+
+@functools.lru_cache(maxsize=4096)
+def short_id(peer: PeerId) -> bytes:
+    """40 bits of the peer's id: two of a thousand peers share them with p < 10^-6, and then only get too much."""
+    return base64.b32decode(peer[:8].upper())
+
+
+def pack_digest(entries: Iterable[DigestEntry]) -> bytes:
+    """13 bytes an entry."""
+    return b"".join(_DIGEST_ENTRY.pack(entry.short, entry.epoch, entry.version) for entry in entries)
+
+
+def unpack_digest(digest: bytes) -> list[DigestEntry]:
+    return [DigestEntry(*fields) for fields in _DIGEST_ENTRY.iter_unpack(digest)]
+
+
+def size(item: Rumor | Record) -> int:
+    """Bytes that the item takes in a packet."""
+    return len(codec.encode(item))
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A packet ready to be sealed, and what found room in it, in order."""
+
+    data: bytes
+    rumors: tuple[Rumor, ...]
+    records: tuple[Record, ...]
+
+
+def fill(
+    packet: Packet,
+    *,
+    rumors: Sequence[Rumor] = (),
+    digest: Sequence[DigestEntry] = (),
+    records: Sequence[Record] = (),
+    lead: Record | None = None,
+) -> Filled:
+    """`packet` (its message only) with as much beside it as fits, in the order given. `lead` is what the packet is for: it
+    comes before all else (a record may need more than telemetry's share)."""
+    room = PACKET_PLAIN_BYTES_MAX - len(codec.encode(packet)) - HEADERS_BYTES
+    leading = () if lead is None else (lead,)
+    room -= sum(size(record) for record in leading)
+    assert room >= 0, "a record larger than RECORD_BYTES_MAX"
+    wanted = len(digest) * _DIGEST_ENTRY.size + sum(size(record) for record in records)
+    for_telemetry = min(wanted, int(room * (1 - MEMBERSHIP_SHARE)))
+    told, used = _first_fitting(rumors, room - for_telemetry)
+    room -= used
+    entries = digest[: room // _DIGEST_ENTRY.size]
+    carried, _ = _first_fitting(records, room - len(entries) * _DIGEST_ENTRY.size)
+    full = replace(packet, rumors=told, digest=pack_digest(entries), records=(*leading, *carried))
+    data = codec.encode(full)
+    assert len(data) <= PACKET_PLAIN_BYTES_MAX
+    return Filled(data, told, full.records)
+
+
+def fill_sync(
+    kind: type[SyncRequest] | type[SyncReply], sender: Member, rumors: Sequence[Rumor], records: Sequence[Record]
+) -> bytes:
+    """A push/pull message with as many rumors as fit, then records."""
+    room = SYNC_BYTES_MAX - len(codec.encode(kind(sender, (), ()))) - HEADERS_BYTES
+    told, used = _first_fitting(rumors, room)
+    carried, _ = _first_fitting(records, room - used)
+    return codec.encode(kind(sender, told, carried))
+
+
+def _first_fitting(items: Sequence[Item], room: int) -> tuple[tuple[Item, ...], int]:
+    """Those of `items` that fit into `room` bytes, each taken if it still fits; and the bytes they take.
+
+    It gives up after a few that don't fit: measuring all that wait for each packet is what costs most in a large mesh.
+    """
+    chosen: list[Item] = []
+    used = misses = 0
+    for item in items:
+        if used + ITEM_BYTES_MIN > room or misses >= MISSES_MAX or len(chosen) >= codec.ARRAY_ITEMS_MAX:
+            break
+        needed = size(item)
+        if used + needed <= room:
+            chosen.append(item)
+            used += needed
+        else:
+            misses += 1
+    return tuple(chosen), used
+
+
+def read_packet(data: bytes) -> Packet:
+    """MalformedData for anything that is no packet as this module makes them."""
+    packet = codec.decode(Packet, data, bytes_max=PACKET_BYTES_MAX, items_max=PACKET_ITEMS_MAX)
+    _require(is_peer_id(packet.sender) and 0 <= packet.epoch <= COUNT_MAX, "sender")
+    message = packet.message
+    if isinstance(message, Ping | PingRequest):
+        _require(is_peer_id(message.target), "target")
+    _require(len(packet.digest) % _DIGEST_ENTRY.size == 0, "digest")
+    _check_items(packet.rumors, packet.records)
+    return packet
+
+
+def read_sync_request(data: bytes) -> SyncRequest:
+    """MalformedData for anything else."""
+    return _checked_sync(codec.decode(SyncRequest, data, bytes_max=SYNC_BYTES_MAX))
+
+
+def read_sync_reply(data: bytes) -> SyncReply:
+    """MalformedData for anything else."""
+    return _checked_sync(codec.decode(SyncReply, data, bytes_max=SYNC_BYTES_MAX))
+
+
+def _checked_sync(message: Synced) -> Synced:
+    _check_member(message.sender)
+    _check_items(message.rumors, message.records)
+    return message
+
+
+def _check_items(rumors: Sequence[Rumor], records: Sequence[Record]) -> None:
+    for rumor in rumors:
+        _check_member(rumor.member)
+        _require(len(rumor.accusers) <= ACCUSERS_MAX, "accusers")
+        _require(all(len(name) <= ACCUSER_CHARS for name in rumor.accusers), "accuser")
+        _require(0 <= rumor.gone_seconds <= COUNT_MAX, "gone_seconds")
+    for record in records:
+        _require(is_peer_id(record.peer), "peer of a record")
+        _require(0 <= record.epoch <= COUNT_MAX and 0 <= record.version <= COUNT_MAX, "version of a record")
+        _require(0 <= record.age_ms <= AGE_MS_MAX, "age of a record")
+        _require(len(record.data) <= RECORD_BYTES_MAX, "size of a record")
+
+
+def _check_member(member: Member) -> None:
+    _require(is_peer_id(member.peer), "peer")
+    _require(0 <= member.epoch <= COUNT_MAX and 0 <= member.incarnation <= COUNT_MAX, "epoch or incarnation")
+    _require(len(member.name) <= NAME_CHARS_MAX and _harmless(member.name), "name")
+    _require(len(member.version) <= VERSION_CHARS_MAX and _harmless(member.version), "version")
+    _require(len(member.addresses) <= ADDRESSES_MAX, "number of addresses")
+    for address in member.addresses:
+        _require(0 < address.port < 65_536 and is_numeric(address.host), "address")
+
+
+@functools.lru_cache(maxsize=4096)
+def is_numeric(host: str) -> bool:
+    """Is this an IP address, not a name?"""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return len(host) <= HOST_CHARS_MAX and "%" not in host  # a scope means something on one machine only
+
+
+def _harmless(text: str) -> bool:
+    """Such a text takes one byte a character and does nothing to a terminal."""
+    return text.isascii() and text.isprintable()
+
+
+def _require(fits: bool, what: str) -> None:
+    if not fits:
+        raise MalformedData(f"gossip: {what} out of range")

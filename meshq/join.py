@@ -1,0 +1,284 @@
+"""Becoming a member: from the options of `meshq join` to a running agent, or to one clear message and nothing left behind.
+
+`python -m meshq.join --options-fd N` reads the options as JSON from that file descriptor (the mesh key is among them, so
+they never stand in arguments or environment). Then it finds out which mesh is meant, writes key and settings into the home,
+and becomes the agent, or starts it in the background and waits until it is a member.
+"""
+
+import asyncio
+import fcntl
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from meshq import agent, config, settings
+from meshq.config import Home
+from meshq.errors import ERROR_KINDS, MeshqError, StoreError, TaskFailed, Unreachable, UsageError
+from meshq.gossip.discovery import look_around, resolve_seed
+from meshq.settings import Settings
+from meshq.trust import cookie, hardening, identity, keys
+from meshq.trust.certificates import Credentials
+from meshq.trust.keys import MeshKey
+
+OPTIONS_BYTES_MAX: Final = 64 * 1024
+LOOK_AROUND_SECONDS: Final = 2.5
+SEED_SECONDS: Final = 8.0
+DETACH_SECONDS: Final = 40.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What this `join` was given, besides settings."""
+
+    key: str | None
+    new: bool
+    detach: bool
+    given: Mapping[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Entry point; ends the process with the contract's exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        hardening.hide_process()  # before the key is read
+        options = _read_options(arguments)
+        home = config.home_from_environment()
+        hardening.forget_settings()
+        _join(home, options)
+        code = 0
+    except MeshqError as error:
+        report(error)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
+
+
+def report(error: MeshqError) -> None:
+    """One message for people."""
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+
+
+def _read_options(arguments: Sequence[str]) -> Options:
+    if len(arguments) != 2 or arguments[0] != "--options-fd" or not arguments[1].isdigit():
+        raise UsageError("this module is started by `meshq join`", "run `meshq join --help`")
+    with os.fdopen(int(arguments[1]), "rb") as file:
+        data = file.read(OPTIONS_BYTES_MAX + 1)
+    try:
+        document = json.loads(data)
+    except ValueError:
+        raise UsageError("the options of join cannot be read") from None
+    if len(data) > OPTIONS_BYTES_MAX or not isinstance(document, dict):
+        raise UsageError("the options of join cannot be read")
+    return Options(
+        key=document.pop("key", None),
+        new=document.pop("new", False) is True,
+        detach=document.pop("detach", False) is True,
+        given=document,
+    )
+
+
+def _join(home: Home, options: Options) -> None:
+    fresh = not home.root.exists()
+    wanted = settings.merged(settings.load(home.settings), options.given)
+    cookie.prepare_home(home, wanted.group)
+    lock = _take_lock(home)
+    kept = False
+    try:
+        if options.new and home.key.exists():
+            _put_aside(home)
+        founding = not home.key.exists()
+        key, new_mesh = _find_key(home, wanted, options)
+        if founding:
+            _check_seeds(key, wanted)
+            keys.write(home.key, key)
+        settings.save(home.settings, wanted)
+        try:
+            _run(home, wanted, lock, options.detach, new_mesh)
+            kept = True
+        except MeshqError:
+            if founding:
+                home.key.unlink(missing_ok=True)
+                home.settings.unlink(missing_ok=True)
+            raise
+    finally:
+        os.close(lock)
+        if fresh and not kept and not home.key.exists():
+            shutil.rmtree(home.root, ignore_errors=True)  # nobody joined: leave the machine as it was
+
+
+def _take_lock(home: Home) -> int:
+    """Two agents never share a home. The descriptor keeps the lock, also in the process that inherits it."""
+    descriptor = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise TaskFailed(
+            f"an agent runs already in {home.root}", "`meshq status` shows it; for a second one set another MESHQ_HOME"
+        ) from None
+    return descriptor
+
+
+def _find_key(home: Home, wanted: Settings, options: Options) -> tuple[MeshKey, bool]:
+    """The key of the mesh that is meant, and whether that mesh begins now."""
+    given = keys.parse(options.key) if options.key else None
+    if home.key.exists():
+        key = keys.read(home.key)
+        if given is not None and given != key:
+            raise TaskFailed(
+                f"{home.root} belongs to mesh {key.mesh_id}, and this key is of mesh {given.mesh_id}",
+                "add --new to leave the old mesh behind, or set another MESHQ_HOME",
+            )
+        return key, False
+    if given is not None:
+        return given, False
+    if options.new:
+        return keys.generate(), True
+    return _key_without_key(wanted)
+
+
+def _key_without_key(wanted: Settings) -> tuple[MeshKey, bool]:
+    """No key was given: ask for it if a mesh is in sight, begin one if there is none."""
+    if wanted.seeds:
+        raise UsageError(
+            "to join a mesh by --seed, its key is needed", "give it by --key-file or MESHQ_KEY; `meshq key` prints it"
+        )
+    seen = asyncio.run(look_around(LOOK_AROUND_SECONDS)) if wanted.mdns else []
+    if not seen:
+        return keys.generate(), True
+    where = ", ".join(sorted({str(address) for mesh in seen for address in mesh.addresses})[:4])
+    if not sys.stdin.isatty():
+        raise UsageError(
+            f"a mesh is in sight at {where}, and no key was given",
+            "give its key by --key-file or MESHQ_KEY (`meshq key` there prints it), or start another mesh with --new",
+        )
+    print(f"A mesh is in sight at {where}.", file=sys.stderr)
+    while True:
+        print("Its key (`meshq key` there prints it; empty to give up): ", end="", file=sys.stderr, flush=True)
+        text = sys.stdin.readline().strip()
+        if not text:
+            raise UsageError("no key was given", "start another mesh with `meshq join --new`")
+        try:
+            return keys.parse(text), False
+        except UsageError as error:
+            report(error)
+
+
+def _check_seeds(key: MeshKey, wanted: Settings) -> None:
+    """Before anything is written: a seed must answer, and it must be of the key's mesh."""
+    if wanted.seeds:
+        asyncio.run(_meet_a_seed(key, wanted.seeds))
+
+
+async def _meet_a_seed(key: MeshKey, seeds: Sequence[str]) -> None:
+    stranger = identity.Identity(Ed25519PrivateKey.generate())  # the handshake proves membership, nothing more
+    context = Credentials(key, stranger).seed_context()
+    results = await asyncio.gather(*(_meet(seed, context) for seed in seeds), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException) and not isinstance(result, MeshqError):
+            raise result
+    if None in results:
+        return
+    errors = [result for result in results if isinstance(result, MeshqError)]
+    raise next((error for error in errors if isinstance(error, UsageError | TaskFailed)), errors[0])
+
+
+async def _meet(seed: str, context: ssl.SSLContext) -> None:
+    addresses = await resolve_seed(seed)
+    why = "it has no address"
+    for address in addresses:
+        try:
+            async with asyncio.timeout(SEED_SECONDS / len(addresses)):
+                _, writer = await asyncio.open_connection(address.host, address.port, ssl=context, server_hostname="seed")
+        except ssl.SSLError:
+            raise TaskFailed(
+                f"the seed {seed} belongs to another mesh than this key", "compare the key with `meshq key` on the seed"
+            ) from None
+        except (OSError, TimeoutError) as error:
+            why = str(error) or "no answer in time"
+            continue
+        writer.close()
+        with suppress(OSError, ssl.SSLError):
+            await writer.wait_closed()
+        return
+    raise Unreachable(f"the seed {seed} does not answer: {why}", "check that its agent runs and that UDP and TCP may pass")
+
+
+def _put_aside(home: Home) -> None:
+    """`--new` in a home that has a mesh: its key, identity, ledger and attempts go into a folder of their own."""
+    aside = home.root / f"left-{keys.read(home.key).mesh_id}-{int(time.time())}"
+    aside.mkdir(mode=0o700)
+    stay = {home.lock.name, home.environments.name, home.package_cache.name, aside.name, home.socket.parent.name}
+    for entry in sorted(home.root.iterdir()):
+        if entry.name not in stay and not entry.name.startswith("left-"):
+            entry.rename(aside / entry.name)
+    cookie.prepare_home(home)
+    print(f"note: the old mesh was put aside in {aside}", file=sys.stderr)
+
+
+def _run(home: Home, wanted: Settings, lock: int, detach: bool, new_mesh: bool) -> None:
+    if detach:
+        _announce(_start_in_background(home, lock), new_mesh)
+    else:
+        agent.run(home, ready=lambda document: _announce(document, new_mesh))
+
+
+def _announce(document: Mapping[str, Any], new_mesh: bool) -> None:
+    """What a person wants to know now. A new mesh is said loudly: it may not be what was meant."""
+    for warning in document["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)
+    if new_mesh:
+        print("STARTED A NEW MESH: no key was given and none was in sight.", file=sys.stderr)
+        print("To add machines, copy what `meshq key` prints and run `meshq join` there.", file=sys.stderr)
+    others = document["peers_alive"] - 1
+    print(
+        f"{document['name']} is in mesh {document['mesh']['id']} with {others} other{'s' if others != 1 else ''}, "
+        f"serves {', '.join(document['queues'])}, listens on port {document['port']}; tasks run as {document['user']}",
+        flush=True,
+    )
+
+
+def _start_in_background(home: Home, lock: int) -> Mapping[str, Any]:
+    """Start the agent in a session of its own and wait for its word: the ready document, or why it failed."""
+    mine, its = socket.socketpair()
+    with mine, its:
+        command = [sys.executable, "-m", "meshq.agent", str(home.root), str(its.fileno()), str(lock)]
+        with Path(home.root / "agent.out").open("ab") as output:
+            child = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+                pass_fds=(its.fileno(), lock), cwd="/",
+            )  # fmt: skip
+        its.close()
+        mine.settimeout(DETACH_SECONDS)
+        try:
+            with mine.makefile("rb") as stream:
+                line = stream.readline(OPTIONS_BYTES_MAX)
+        except TimeoutError:
+            child.terminate()
+            raise TaskFailed("the agent did not become ready in time", f"see {home.log}") from None
+    if not line:
+        raise StoreError(f"the agent ended at once with code {child.wait(5)}", f"see {home.root / 'agent.out'}")
+    document: Mapping[str, Any] = json.loads(line)
+    if "error" in document:
+        error = document["error"]
+        raise ERROR_KINDS[error["code"]](error["message"], error["hint"])
+    return document
+
+
+if __name__ == "__main__":
+    main()

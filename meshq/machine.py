@@ -1,0 +1,103 @@
+"""What this machine is when the agent starts: its capacity, its ports, the count of its starts."""
+
+import errno
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from meshq import config
+from meshq.errors import StoreError, TaskFailed
+from meshq.exec.probe import GpuReader
+from meshq.gossip.transport import open_socket
+from meshq.ids import Epoch
+from meshq.settings import Settings, gpu_indices
+
+PORTS_TRIED: Final = 16  # from the default on, if none was asked for: several users of one machine each have an agent
+BACKLOG: Final = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What this peer may give to tasks, worked out once at the start."""
+
+    slots: int
+    cpus: int
+    memory_bytes: int
+
+
+def measure(settings: Settings) -> Machine:
+    """All that there is, unless `join` said less: one slot for each GPU, else one. Blocking: it loads the GPU driver."""
+    allowed = gpus_allowed(settings)
+    gpus, _ = GpuReader().read(())
+    count = sum(1 for gpu in gpus if allowed is None or gpu.index in allowed)
+    return Machine(
+        slots=max(1, count) if settings.slots is None else settings.slots,
+        cpus=settings.cpus or len(os.sched_getaffinity(0)),
+        memory_bytes=settings.memory_bytes or psutil.virtual_memory().total,
+    )
+
+
+def gpus_allowed(settings: Settings) -> frozenset[int] | None:
+    """The indices that may be given to tasks; None for all."""
+    indices = gpu_indices(settings.gpus)
+    return None if indices is None else frozenset(indices)
+
+
+def open_ports(bind: str, port: int | None) -> tuple[socket.socket, socket.socket, int]:
+    """A UDP and a listening TCP socket on the same port. TaskFailed if `port` is taken, or all those tried are."""
+    wanted = range(config.PORT_DEFAULT, config.PORT_DEFAULT + PORTS_TRIED) if port is None else (port,)
+    failure: TaskFailed | None = None
+    for each in wanted:
+        try:
+            udp = open_socket(bind, each)
+        except TaskFailed as error:
+            failure = error
+            continue
+        try:
+            return udp, _listen(udp, each), each
+        except TaskFailed as error:
+            udp.close()
+            failure = error
+    assert failure is not None
+    raise failure
+
+
+def _listen(udp: socket.socket, port: int) -> socket.socket:
+    """TCP on the address that the UDP socket has."""
+    host = udp.getsockname()[0]
+    tcp = socket.socket(udp.family, socket.SOCK_STREAM)
+    try:
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if udp.family == socket.AF_INET6:
+            tcp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        tcp.bind((host, port))
+        tcp.listen(BACKLOG)
+    except OSError as error:
+        tcp.close()
+        why = "another program uses it" if error.errno == errno.EADDRINUSE else str(error.strerror)
+        raise TaskFailed(
+            f"cannot listen on TCP port {port}: {why}", "choose another with --port, or stop that program"
+        ) from None
+    return tcp
+
+
+def next_epoch(path: Path) -> Epoch:
+    """One more than at the last start, durable before it is used. StoreError if the disk refuses."""
+    try:
+        before = int(path.read_text("ascii"))
+    except (FileNotFoundError, ValueError):
+        before = 0  # a lost count is caught by gossip: others know a higher epoch, and this peer goes above it
+    partial = path.with_suffix(".new")
+    try:
+        with partial.open("w", encoding="ascii") as file:
+            file.write(str(before + 1))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}", "check free space and permissions of the home") from None
+    return Epoch(before + 1)

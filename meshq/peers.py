@@ -1,0 +1,113 @@
+"""What gossip says of the peers, told in the words of the ledger and of the people: names, views, addresses.
+
+Pure: the agent feeds it gossip's effects and reads views out of it. It holds the one rule for names: a peer whose name is
+also that of a peer with a smaller id takes the next free suffix, so that names are unique once views are equal.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from meshq import codec, config
+from meshq.errors import MalformedData
+from meshq.gossip.member import Address, Liveness, Member
+from meshq.ids import PeerId
+from meshq.ledger.effects import PeerView
+from meshq.task import Telemetry
+
+
+def is_alive(member: Member) -> bool:
+    """Suspicion is no verdict: a suspect counts as alive until it is held dead."""
+    return member.liveness in (Liveness.ALIVE, Liveness.SUSPECT)
+
+
+def free_name(wanted: str, me: PeerId, members: Iterable[Member]) -> str:
+    """`wanted`, or with the first suffix that no peer with a smaller id has."""
+    taken = {member.name for member in members if member.peer < me}
+    if wanted not in taken:
+        return wanted
+    return next(name for number in range(2, len(taken) + 3) if (name := f"{wanted}-{number}") not in taken)
+
+
+@dataclass(slots=True)
+class _Entry:
+    member: Member
+    changed_at: float
+    telemetry: Telemetry
+
+
+class Peers:
+    """All peers that were ever heard of, this one included."""
+
+    def __init__(self, me: Member, telemetry: Telemetry, now: float) -> None:
+        self.me = me.peer
+        self.undecodable_records = 0
+        self._entries: dict[PeerId, _Entry] = {me.peer: _Entry(me, now, telemetry)}
+
+    def handle_member(self, now: float, member: Member) -> None:
+        """Take over a new belief; note when the peer came to life or died on this peer's clock."""
+        entry = self._entries.get(member.peer)
+        if entry is None:
+            self._entries[member.peer] = _Entry(member, now, Telemetry())
+            return
+        if is_alive(entry.member) != is_alive(member):
+            entry.changed_at = now
+        entry.member = member
+
+    def handle_record(self, peer: PeerId, record: bytes) -> None:
+        """Take over newer telemetry. A record that does not decode is counted and dropped."""
+        entry = self._entries.get(peer)
+        try:
+            telemetry: Telemetry = codec.decode(Telemetry, record, bytes_max=config.RECORD_BYTES_MAX)
+        except MalformedData:
+            self.undecodable_records += 1
+            return
+        if entry is not None and peer != self.me:
+            entry.telemetry = telemetry
+
+    def handle_own_telemetry(self, telemetry: Telemetry) -> None:
+        self._entries[self.me].telemetry = telemetry
+
+    def members(self) -> list[Member]:
+        return [entry.member for entry in self._entries.values()]
+
+    def telemetry(self, peer: PeerId) -> Telemetry:
+        """What the peer said last; defaults if it has said nothing yet."""
+        entry = self._entries.get(peer)
+        return entry.telemetry if entry is not None else Telemetry()
+
+    def member(self, peer: PeerId) -> Member | None:
+        entry = self._entries.get(peer)
+        return entry.member if entry is not None else None
+
+    def others_alive(self) -> list[PeerId]:
+        """In the order of their ids."""
+        return sorted(peer for peer, entry in self._entries.items() if peer != self.me and is_alive(entry.member))
+
+    def addresses(self, peer: PeerId) -> tuple[Address, ...]:
+        entry = self._entries.get(peer)
+        return entry.member.addresses if entry is not None else ()
+
+    def name(self, peer: PeerId) -> str:
+        """The peer's name, or the head of its id if it is not known."""
+        entry = self._entries.get(peer)
+        return entry.member.name if entry is not None else peer[:8]
+
+    def views(self) -> dict[PeerId, PeerView]:
+        """For `Ledger.handle_peers`: every peer, this one included."""
+        return {peer: self._view(entry) for peer, entry in sorted(self._entries.items(), key=lambda item: item[0])}
+
+    def _view(self, entry: _Entry) -> PeerView:
+        member = entry.member
+        return PeerView(
+            peer=member.peer,
+            name=member.name,
+            alive=is_alive(member),
+            left=member.liveness is Liveness.LEFT,
+            changed_at=entry.changed_at,
+            telemetry=entry.telemetry,
+        )
+
+
+def with_free(telemetry: Telemetry, *, slots: int, cpus: int, memory_bytes: int, gpus: int) -> Telemetry:
+    """The same machine with other free capacity."""
+    return replace(telemetry, slots_free=slots, cpus_free=cpus, memory_free_bytes=memory_bytes, gpus_free=gpus)

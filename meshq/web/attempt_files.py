@@ -1,0 +1,149 @@
+"""The log and the outputs of attempts that lie on this disk: those that ran here, and copies kept for others.
+
+User code wrote below `outputs/`, so every open there refuses links and paths that leave the folder. A copy is built
+aside and renamed into place when it is whole.
+"""
+
+import asyncio
+import hashlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from meshq import codec, config
+from meshq.config import Home
+from meshq.errors import PeerError, TaskFailed
+from meshq.exec import logs, outputs
+from meshq.ids import Fence, is_fence
+from meshq.task import OutputFile
+from meshq.web.wire import Manifest
+
+KEPT_SECONDS: Final = 7 * 86_400.0  # as long as the attempts that ran here
+
+
+class Copy:
+    """One copy while it arrives; written blockingly, so in a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._log = (folder / "log").open("wb")
+        self._log_bytes = 0
+
+    def write_log(self, chunk: bytes) -> None:
+        self._log_bytes += len(chunk)
+        if self._log_bytes > 2 * config.LOG_BYTES_MAX:
+            raise PeerError("the log is longer than a log may be")
+        self._log.write(chunk)
+
+    async def write_output(self, file: OutputFile, chunks: AsyncIterator[bytes]) -> None:
+        """Write one output file; PeerError if it is not what the manifest says."""
+        target = self._folder / "outputs" / file.path
+        if not target.resolve().is_relative_to(self._folder.resolve()):
+            raise PeerError(f"the output {file.path!r} would leave its folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        size = 0
+        with target.open("xb") as out:
+            async for chunk in chunks:
+                size += len(chunk)
+                if size > file.bytes:
+                    raise PeerError(f"the output {file.path!r} is longer than its manifest says")
+                digest.update(chunk)
+                await asyncio.to_thread(out.write, chunk)
+        if digest.hexdigest() != file.sha256:
+            raise PeerError(f"the output {file.path!r} is not what its manifest says")
+
+    def finish(self) -> None:
+        self._log.flush()
+        os.fsync(self._log.fileno())
+        self._log.close()
+
+    def abandon(self) -> None:
+        self._log.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class AttemptFiles:
+    """Finds the folder of an attempt: its own, or the copy that is kept here."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+
+    def folder(self, fence: Fence) -> Path | None:
+        """The folder with `log` and `outputs/`, or None."""
+        if not is_fence(fence):
+            return None
+        for parent in (self._home.attempts, self._home.kept):
+            if (parent / fence / "log").is_file():
+                return parent / fence
+        return None
+
+    def has(self, fence: Fence) -> bool:
+        return self.folder(fence) is not None
+
+    def _require(self, fence: Fence) -> Path:
+        folder = self.folder(fence)
+        if folder is None:
+            raise TaskFailed(f"nothing of attempt {fence} lies on this disk")
+        return folder
+
+    def _over(self, folder: Path) -> bool:
+        return folder.parent == self._home.kept or (folder / "exit.json").exists()
+
+    async def log(self, fence: Fence, *, tail: int | None, follow: bool) -> AsyncIterator[bytes]:
+        """The log, from `tail` lines before its end or from its beginning; with `follow` until the attempt is over."""
+        folder = self._require(fence)
+        path = folder / "log"
+        offset = await asyncio.to_thread(logs.tail_offset, path, tail) if tail is not None else 0
+        done = (lambda: self._over(folder)) if follow else (lambda: True)
+        async for chunk in logs.follow(path, offset, done):
+            yield chunk
+
+    def manifest(self, fence: Fence) -> Manifest:
+        """All output files. Blocking: it reads and hashes them, unless this is a copy, which has its manifest."""
+        folder = self._require(fence)
+        stored = folder / "manifest"
+        if stored.exists():
+            manifest: Manifest = codec.decode(Manifest, stored.read_bytes(), bytes_max=2**26, items_max=config.OUTPUT_FILES_MAX)
+            return manifest
+        listed = outputs.list_outputs(folder / "outputs")
+        return Manifest(files=listed.files, skipped=listed.skipped)
+
+    async def output(self, fence: Fence, path: str) -> AsyncIterator[bytes]:
+        """The bytes of one output. TaskFailed if there is no such plain file inside the outputs folder."""
+        folder = self._require(fence)
+        descriptor = await asyncio.to_thread(outputs.open_output, folder / "outputs", path)
+        with os.fdopen(descriptor, "rb") as file:
+            while chunk := await asyncio.to_thread(file.read, 2**20):
+                yield chunk
+
+    @contextmanager
+    def new_copy(self, fence: Fence, manifest: Manifest) -> Iterator[Copy]:
+        """A copy that comes into being whole or not at all."""
+        if not is_fence(fence):
+            raise PeerError(f"not a fence: {fence!r}")
+        self._home.kept.mkdir(mode=0o700, exist_ok=True)
+        arriving = self._home.kept / f".{fence}"
+        shutil.rmtree(arriving, ignore_errors=True)
+        (arriving / "outputs").mkdir(parents=True, mode=0o700)
+        (arriving / "manifest").write_bytes(codec.encode(manifest))
+        copy = Copy(arriving)
+        try:
+            yield copy
+            copy.finish()
+            arriving.rename(self._home.kept / fence)
+        except BaseException:
+            copy.abandon()
+            raise
+
+    def expire(self, wall: float) -> int:
+        """Remove copies that were kept long enough, or that never became whole; the answer is how many. Blocking."""
+        removed = 0
+        for folder in sorted(self._home.kept.iterdir()) if self._home.kept.is_dir() else []:
+            if wall - folder.stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+                removed += 1
+        return removed

@@ -1,0 +1,354 @@
+"""Everything that a person at this peer may ask for, in plain documents; the control API is its only caller.
+
+The desk turns references into tasks, specs into stored and replicated tasks (promise P1), and rows into documents. It
+decides nothing about placement or claims: that is the ledger's.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from meshq import codec
+from meshq.errors import MalformedData, TaskFailed, UsageError
+from meshq.exec.objects import ObjectStore
+from meshq.ids import Fence, ObjectId, PeerId, TaskId, is_object_id, is_task_id
+from meshq.ledger import holder, placement
+from meshq.ledger.rendezvous import claimants
+from meshq.ledger.row import Row
+from meshq.ledger.shell import LedgerShell
+from meshq.peers import Peers, is_alive
+from meshq.task import Status, TaskSpec
+from meshq.trust.hardening import user_name
+from meshq.web import documents
+from meshq.web.changes import Changes
+from meshq.web.documents import Document, PeerFacts
+from meshq.web.spec_check import check_spec
+from meshq.web.transfer import Transfers
+
+log = logging.getLogger("meshq.web")
+
+COPIES_WANTED: Final = 3  # other peers that a source is brought to before the id is given out
+ACK_SECONDS: Final = 3.0  # for a live peer to confirm; after it the answer says where the task is so far
+STATUS_QUIET_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeshFacts:
+    """What does not change while the agent runs."""
+
+    mesh_id: str
+    key: str
+    version: str
+    port: int
+    home: str
+    pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentHooks:
+    """What the desk needs of the agent as a whole."""
+
+    peer_facts: Callable[[], list[PeerFacts]]
+    doctor: Callable[[], Any]  # awaitable document
+    leave: Callable[[bool, float | None], Any]  # awaitable
+
+
+class Desk:
+    """One for an agent."""
+
+    def __init__(
+        self, *, facts: MeshFacts, peers: Peers, ledger: LedgerShell, objects: ObjectStore, transfers: Transfers,
+        changes: Changes, hooks: AgentHooks, clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self._facts = facts
+        self._peers = peers
+        self._ledger = ledger
+        self._objects = objects
+        self._transfers = transfers
+        self._changes = changes
+        self._hooks = hooks
+        self._clock = clock
+        self._statuses: dict[TaskId, tuple[Row, Status]] = {}
+
+    # -- views ------------------------------------------------------------------------------------------------------
+
+    def me(self) -> Document:
+        member = self._peers.member(self._peers.me)
+        assert member is not None
+        return {
+            "id": member.peer,
+            "name": member.name,
+            "mesh": {"id": self._facts.mesh_id, "name": self._facts.mesh_id},
+            "version": self._facts.version,
+            "pid": self._facts.pid,
+            "home": self._facts.home,
+            "port": self._facts.port,
+            "addresses": [str(address) for address in member.addresses],
+            "queues": list(self._peers.telemetry(member.peer).queues),
+            "peers_alive": len(self._peers.others_alive()) + 1,
+        }
+
+    def peers(self) -> list[Document]:
+        facts = sorted(self._hooks.peer_facts(), key=lambda each: (each.member.name, each.member.peer))
+        return [documents.peer_document(each) for each in facts]
+
+    def status(self) -> Document:
+        facts = self._hooks.peer_facts()
+        alive = [each for each in facts if is_alive(each.member)]
+        serving: dict[str, int] = {}
+        for each in alive:
+            for queue in each.telemetry.queues:
+                serving[queue] = serving.get(queue, 0) + 1
+        return {
+            "mesh": {
+                "id": self._facts.mesh_id,
+                "name": self._facts.mesh_id,
+                "peers_alive": len(alive),
+                "peers_known": len(facts),
+            },
+            "peers": self.peers(),
+            "queues": documents.queue_documents(self._rows_with_status(), serving, time.time()),
+        }
+
+    def _rows_with_status(self) -> list[tuple[Row, Status]]:
+        """Statuses are derived; a row that did not change since the last look keeps its own."""
+        found: dict[TaskId, tuple[Row, Status]] = {}
+        for row in self._ledger.core.tasks():
+            known = self._statuses.get(row.task)
+            found[row.task] = known if known is not None and known[0] is row else (row, holder.status(row))
+        self._statuses = found
+        return list(found.values())
+
+    def tasks(self, *, queue: str | None, status: str | None, user: str | None, limit: int) -> list[Document]:
+        if status is not None and status not in {each.value for each in Status}:
+            raise UsageError(f"--status: {status!r} is none of {', '.join(each.value for each in Status)}")
+        rows = [
+            row
+            for row, derived in self._rows_with_status()
+            if (queue is None or row.queue.value == queue)
+            and (status is None or derived.value == status)
+            and (user is None or row.spec.submitted_by.split("@")[0] == user)
+        ]
+        rows.sort(key=lambda row: (row.spec.submitted_at, row.position.value, row.birth), reverse=True)
+        return [documents.task_summary(row, self._peers.name, **self._place(row)) for row in rows[:limit]]
+
+    def show(self, reference: str) -> Document:
+        row = self._resolve(reference)
+        return documents.task_document(row, self._peers.name, **self._place(row))
+
+    def _place(self, row: Row) -> dict[str, Any]:
+        return {"position": self._ledger.core.position(row.task), "reason": self._reason(row)}
+
+    def _reason(self, row: Row) -> str | None:
+        return self._ledger.core.waiting_reason(self._clock(), row.task) or None
+
+    def key(self) -> str:
+        return self._facts.key
+
+    async def doctor(self) -> Document:
+        document: Document = await self._hooks.doctor()
+        return document
+
+    # -- submitting -------------------------------------------------------------------------------------------------
+
+    async def missing_objects(self, ids: Sequence[str]) -> list[ObjectId]:
+        for each in ids:
+            if not is_object_id(each):
+                raise UsageError(f"{each[:64]!r} is no object id")
+        return await asyncio.to_thread(self._objects.missing, [ObjectId(each) for each in ids])
+
+    async def put_objects(self, frames: Any) -> int:
+        return await asyncio.to_thread(self._objects.put, frames)
+
+    async def submit(self, uid: int, plain_specs: Sequence[object], *, hold: bool) -> Document:
+        """Store the tasks, here and elsewhere, and say where. Nothing is stored if any of them is refused."""
+        specs = [self._complete_spec(uid, plain) for plain in plain_specs]
+        if not specs:
+            raise UsageError("nothing to submit")
+        return await self._store(specs, hold)
+
+    async def _store(self, specs: Sequence[TaskSpec], hold: bool) -> Document:
+        if not hold:  # before the source travels; the ledger checks again when it stores
+            for spec in specs:
+                placement.check_placeable(spec, self._peers.views().values())
+        commits = list(dict.fromkeys(spec.source.commit for spec in specs if spec.source.commit is not None))
+        for commit in commits:
+            if not await asyncio.to_thread(self._objects.complete, commit):
+                raise UsageError(f"the source {commit[:8]} is not complete", "upload its objects before the task")
+        having = await self._push_sources(commits)
+        ids = await self._ledger.submit(specs, hold)
+        holders = await self._wait_for_copies(ids, having)
+        names = [self._peers.name(peer) for peer in (self._peers.me, *holders)]
+        head = specs[0]
+        return {"id": ids[0], "ids": list(ids), "name": head.name, "queue": head.queue, "stored_on": names}
+
+    async def _push_sources(self, commits: Sequence[ObjectId]) -> list[PeerId]:
+        """The peers that have every source now; without sources, all that are alive."""
+        others = self._peers.others_alive()
+        if not commits:
+            return others
+        targets = claimants(TaskId(commits[0]), 1, others)[:COPIES_WANTED]
+        having = list(targets)
+        for commit in commits:
+            reached = await self._transfers.push_source(commit, targets)
+            having = [peer for peer in having if peer in reached]
+        return having
+
+    async def _wait_for_copies(self, ids: Sequence[TaskId], having: Sequence[PeerId]) -> list[PeerId]:
+        """Wait until one of the peers that have the source confirmed the row, too; answer with all that did."""
+        deadline = time.monotonic() + ACK_SECONDS
+        while True:
+            stored = [peer for peer in having if all(peer in self._ledger.core.stored_on(task) for task in ids)]
+            left = deadline - time.monotonic()
+            if stored or not having or left <= 0:
+                return stored
+            await self._changes.wait(ids[0], left)
+
+    def _complete_spec(self, uid: int, plain: object) -> TaskSpec:
+        try:
+            spec: TaskSpec = codec.from_plain(TaskSpec, plain)
+        except MalformedData as error:
+            raise UsageError(f"the task is not understood: {error}") from None
+        me = self._peers.me
+        return check_spec(
+            replace(
+                spec,
+                submitted_by=f"{user_name(uid)}@{self._peers.name(me)}",
+                submitted_at=time.time(),
+                submitted_peer=me,
+            )
+        )
+
+    async def retry(self, uid: int, reference: str) -> Document:
+        """A new task with the same spec."""
+        row = self._resolve(reference)
+        if not holder.status(row).final:
+            raise TaskFailed(f"task {row.task} is {holder.status(row)}, so there is nothing to retry", "wait for its end")
+        commit = row.spec.source.commit
+        if commit is not None:
+            await self._transfers.fetch_source(commit, row.spec.submitted_peer)
+        me = self._peers.me
+        spec = replace(
+            row.spec,
+            submitted_by=f"{user_name(uid)}@{self._peers.name(me)}",
+            submitted_at=time.time(),
+            submitted_peer=me,
+            retry_of=row.task,
+        )
+        return await self._store([spec], hold=False)
+
+    async def cancel(self, uid: int, reference: str) -> Document:
+        row = self._resolve(reference)
+        if not holder.status(row).final:
+            await self._ledger.cancel(row.task, f"{user_name(uid)}@{self._peers.name(self._peers.me)}")
+        return self.show(row.task)
+
+    # -- following --------------------------------------------------------------------------------------------------
+
+    async def wait(self, reference: str, seconds: float) -> Document:
+        """Answer when the task is final, or after that time."""
+        row = self._resolve(reference)
+        deadline = time.monotonic() + seconds
+        while not holder.status(row).final and (left := deadline - time.monotonic()) > 0:
+            await self._changes.wait(row.task, left)
+            row = self._row(row.task)
+        return documents.wait_document(row, self._peers.name, self._reason(row))
+
+    async def log(self, reference: str, *, attempt: int | None, tail: int | None, follow: bool) -> AsyncIterator[bytes]:
+        """The log of one attempt; with `follow` also of those that come after it, until the task is final."""
+        row = self._resolve(reference)
+        shown: Fence | None = None
+        while True:
+            view = _attempt_to_show(row, attempt, after=shown)
+            if view is not None:
+                if shown is not None:
+                    yield f"\n--- attempt {view.number} on {self._peers.name(view.peer)} ---\n".encode()
+                shown = view.fence
+                async for chunk in self._attempt_log(view, tail, follow):
+                    yield chunk
+            elif attempt is not None and not follow:
+                raise UsageError(f"task {row.task} has no started attempt {attempt}")
+            elif holder.status(row).final or not follow:
+                return
+            else:
+                await self._changes.wait(row.task, 30.0)
+            if view is not None and (attempt is not None or not follow):
+                return
+            row = self._row(row.task)
+
+    async def _attempt_log(self, view: holder.AttemptView, tail: int | None, follow: bool) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._transfers.log(view.fence, view.peer, tail=tail, follow=follow):
+                yield chunk
+        except TaskFailed:
+            if not follow:
+                raise
+            yield f"\n--- the log of attempt {view.number} on {self._peers.name(view.peer)} broke off ---\n".encode()
+
+    async def outputs(self, reference: str) -> Document:
+        fence, runner = self._result(reference)
+        manifest = await self._transfers.manifest(fence, runner)
+        return {"fence": fence, "files": codec.to_plain(manifest.files), "skipped": manifest.skipped}
+
+    @asynccontextmanager
+    async def output(self, reference: str, path: str) -> AsyncIterator[tuple[int, AsyncIterator[bytes]]]:
+        """Size and bytes of one output file."""
+        fence, runner = self._result(reference)
+        manifest = await self._transfers.manifest(fence, runner)
+        size = next((file.bytes for file in manifest.files if file.path == path), None)
+        if size is None:
+            raise UsageError(f"the task has no output {path!r}")
+        async with self._transfers.output(fence, runner, path) as chunks:
+            yield size, chunks
+
+    def _result(self, reference: str) -> tuple[Fence, PeerId]:
+        """The attempt whose outputs are the task's: the result, else the last one that ended with its own code."""
+        row = self._resolve(reference)
+        view = documents.decisive(row)
+        if view is None or view.ended_at is None:
+            raise TaskFailed(f"task {row.task} has no finished attempt, so there are no outputs yet")
+        return view.fence, view.peer
+
+    async def leave(self, *, drain: bool, seconds: float | None) -> None:
+        await self._hooks.leave(drain, seconds)
+
+    # -- references -------------------------------------------------------------------------------------------------
+
+    def _row(self, task: TaskId) -> Row:
+        row: Row | None = self._ledger.core.row(task)
+        if row is None:
+            raise UsageError(f"task {task} is gone")
+        return row
+
+    def _resolve(self, reference: str) -> Row:
+        """The task with this id, name or unique prefix of an id."""
+        if is_task_id(reference) and (exact := self._ledger.core.row(TaskId(reference))) is not None:
+            found: Row = exact
+            return found
+        rows = list(self._ledger.core.tasks())
+        named = [row for row in rows if row.spec.name == reference]
+        matching = named or [row for row in rows if reference and row.task.startswith(reference)]
+        if not matching:
+            raise UsageError(f"there is no task {reference!r}", "`meshq tasks` lists them")
+        if len(matching) > 1:
+            ids = ", ".join(sorted(row.task for row in matching)[:10])
+            raise UsageError(f"{reference!r} means {len(matching)} tasks: {ids}", "give more of the id")
+        return matching[0]
+
+
+def _attempt_to_show(row: Row, number: int | None, *, after: Fence | None) -> holder.AttemptView | None:
+    """The attempt whose log comes next: with `number` the holder's of that number, else the first started one in order
+    after `after`; when nothing was shown yet, the last started one."""
+    started = [view for view in holder.attempts(row) if view.started_at is not None]
+    if number is not None:
+        numbered = [view for view in started if view.number == number and view.fence != after]
+        return numbered[0] if numbered and after is None else None
+    if after is None:
+        return started[-1] if started else None
+    fences = [view.fence for view in started]
+    later = started[fences.index(after) + 1 :] if after in fences else []
+    return later[-1] if later else None

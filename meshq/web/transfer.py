@@ -1,0 +1,176 @@
+"""Bytes that travel between peers: sources before a run, its log while it runs, its outputs afterwards.
+
+Sources are sets of content-addressed objects: whoever lacks some asks for exactly these, so a second submit of a
+repository costs what changed. Logs and outputs lie with the peer that ran the attempt and, after the end, with one more
+peer that keeps a copy; a reader asks the runner first and then everybody else.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+from urllib.parse import quote
+
+from meshq import codec, config
+from meshq.errors import MeshqError, PeerError, TaskFailed, Unreachable
+from meshq.exec.objects import ObjectStore
+from meshq.exec.preparation import PreparationFailed
+from meshq.gitobjects import decode_frames, encode_frame
+from meshq.ids import Fence, ObjectId, PeerId
+from meshq.web.attempt_files import AttemptFiles
+from meshq.web.peer_client import PeerClient
+from meshq.web.wire import CommitRequest, Manifest, ObjectIds
+
+log = logging.getLogger("meshq.web")
+
+IDS_BYTES_MAX: Final = config.SOURCE_FILES_MAX * 64
+FRAMES_BYTES_MAX: Final = config.SOURCE_FILE_BYTES_MAX + config.OBJECTS_BATCH_BYTES
+SMALL_SOURCE_OBJECTS: Final = 16  # sent without asking first what is missing: one round trip less
+TRANSFER_SECONDS: Final = 300.0
+
+
+class Transfers:
+    """One for an agent. `others` are the other peers that are alive."""
+
+    def __init__(
+        self, client: PeerClient, objects: ObjectStore, files: AttemptFiles, others: Callable[[], Sequence[PeerId]]
+    ) -> None:
+        self._client = client
+        self._objects = objects
+        self._files = files
+        self._others = others
+
+    async def push_source(self, commit: ObjectId, targets: Sequence[PeerId]) -> list[PeerId]:
+        """Bring the commit to these peers; the answer is those that have it durably now."""
+        ids = await asyncio.to_thread(self._objects.reachable, commit)
+        results = await asyncio.gather(*(self._push_to(target, ids) for target in targets), return_exceptions=True)
+        for target, result in zip(targets, results, strict=True):
+            if isinstance(result, MeshqError):
+                log.warning("the source %s did not reach %s: %s", commit[:8], target[:8], result)
+            elif isinstance(result, BaseException):
+                raise result
+        return [target for target, result in zip(targets, results, strict=True) if result is None]
+
+    async def _push_to(self, peer: PeerId, ids: Sequence[ObjectId]) -> None:
+        missing: Sequence[ObjectId] = ids
+        if len(ids) > SMALL_SOURCE_OBJECTS:
+            missing = await self._ask_ids(peer, "/objects/missing", ObjectIds(ids=tuple(ids)))
+        for batch in await asyncio.to_thread(lambda: list(self._batches(missing))):
+            await self._client.post(peer, "/objects/put", batch, answer_bytes_max=64, seconds=TRANSFER_SECONDS)
+
+    def _batches(self, ids: Sequence[ObjectId]) -> Iterator[bytes]:
+        """Frames of these objects in bodies of about OBJECTS_BATCH_BYTES."""
+        batch = bytearray()
+        for kind, data in self._objects.get(ids):
+            batch += encode_frame(kind, data)
+            if len(batch) >= config.OBJECTS_BATCH_BYTES:
+                yield bytes(batch)
+                batch.clear()
+        if batch:
+            yield bytes(batch)
+
+    async def fetch_source(self, commit: ObjectId, first: PeerId) -> None:
+        """Have every object of the commit here. PreparationFailed (retryable) if nobody who answers has it."""
+        if await asyncio.to_thread(self._objects.complete, commit):
+            return
+        failures: list[str] = []
+        for peer in sorted(self._others(), key=lambda other: other != first):
+            try:
+                await self._fetch_from(peer, commit)
+                return
+            except (PeerError, Unreachable) as error:
+                failures.append(str(error))
+        raise PreparationFailed(f"no peer has the source {commit[:8]}: {'; '.join(failures) or 'no other is alive'}", True)
+
+    async def _fetch_from(self, peer: PeerId, commit: ObjectId) -> None:
+        ids = await self._ask_ids(peer, "/objects/of", CommitRequest(commit=commit))
+        missing = await asyncio.to_thread(self._objects.missing, ids)
+        while missing:
+            body = codec.encode(ObjectIds(ids=tuple(missing)))
+            frames = await self._client.post(
+                peer, "/objects/get", body, answer_bytes_max=FRAMES_BYTES_MAX, seconds=TRANSFER_SECONDS
+            )
+            await asyncio.to_thread(self._objects.put, decode_frames(frames))
+            left = await asyncio.to_thread(self._objects.missing, missing)
+            if len(left) == len(missing):
+                raise PeerError(f"the peer {peer[:8]} answers with other objects than it was asked for")
+            missing = left
+        if not await asyncio.to_thread(self._objects.complete, commit):
+            raise PeerError(f"the peer {peer[:8]} has only a part of the source {commit[:8]}")
+
+    async def _ask_ids(self, peer: PeerId, path: str, question: ObjectIds | CommitRequest) -> tuple[ObjectId, ...]:
+        answer = await self._client.post(
+            peer, path, codec.encode(question), answer_bytes_max=IDS_BYTES_MAX, seconds=TRANSFER_SECONDS
+        )
+        return codec.decode(ObjectIds, answer, bytes_max=IDS_BYTES_MAX, items_max=config.SOURCE_FILES_MAX * 2).ids
+
+    async def log(self, fence: Fence, runner: PeerId, *, tail: int | None, follow: bool) -> AsyncIterator[bytes]:
+        """The log of an attempt from whoever has it; with `follow` until the attempt ends."""
+        if self._files.has(fence):
+            async for chunk in self._files.log(fence, tail=tail, follow=follow):
+                yield chunk
+            return
+        path = f"/attempts/{fence}/log?follow={int(follow)}" + (f"&tail={tail}" if tail is not None else "")
+        async with self._first_that_has(path, runner) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def manifest(self, fence: Fence, runner: PeerId) -> Manifest:
+        """The output files of an attempt that ended."""
+        if self._files.has(fence):
+            return await asyncio.to_thread(self._files.manifest, fence)
+        async with self._first_that_has(f"/attempts/{fence}/outputs", runner) as chunks:
+            data = b"".join([chunk async for chunk in chunks])
+        return codec.decode(Manifest, data, bytes_max=IDS_BYTES_MAX, items_max=config.OUTPUT_FILES_MAX)
+
+    @asynccontextmanager
+    async def output(self, fence: Fence, runner: PeerId, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The bytes of one output file."""
+        if self._files.has(fence):
+            yield self._files.output(fence, path)
+            return
+        async with self._first_that_has(f"/attempts/{fence}/outputs/{quote(path)}", runner) as chunks:
+            yield chunks
+
+    @asynccontextmanager
+    async def _first_that_has(self, path: str, runner: PeerId) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The answer of the first peer that has the attempt: the runner, else a keeper of its copy."""
+        others = [peer for peer in self._others() if peer != runner]
+        for peer in [runner, *others]:
+            stream = self._client.stream(peer, path)
+            try:
+                chunks = await stream.__aenter__()
+            except (PeerError, Unreachable) as error:
+                log.info("%s from %s: %s", path, peer[:8], error)
+                continue
+            try:
+                yield chunks
+            finally:
+                await stream.__aexit__(None, None, None)
+            return
+        raise TaskFailed(
+            "the peer that ran this attempt does not answer and nobody keeps a copy",
+            "try again when it is back: `meshq peers` shows who is missing",
+        )
+
+    async def offer_copy(self, fence: Fence, keepers: Sequence[PeerId]) -> PeerId | None:
+        """Ask peers in turn to keep a copy of log and outputs, until one says that it has it."""
+        for peer in keepers:
+            try:
+                await self._client.post(peer, f"/attempts/{fence}/keep", b"", answer_bytes_max=64, seconds=TRANSFER_SECONDS)
+                return peer
+            except (PeerError, Unreachable) as error:
+                log.info("no copy of attempt %s at %s: %s", fence, peer[:8], error)
+        return None
+
+    async def keep_copy(self, fence: Fence, runner: PeerId) -> None:
+        """Fetch log and outputs of an attempt of `runner` and keep them."""
+        manifest = await self.manifest(fence, runner)
+        with self._files.new_copy(fence, manifest) as copy:
+            async with self._client.stream(runner, f"/attempts/{fence}/log?follow=0") as chunks:
+                async for chunk in chunks:
+                    await asyncio.to_thread(copy.write_log, chunk)
+            for file in manifest.files:
+                async with self._client.stream(runner, f"/attempts/{fence}/outputs/{quote(file.path)}") as chunks:
+                    await copy.write_output(file, chunks)

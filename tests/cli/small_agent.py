@@ -1,0 +1,143 @@
+"""An agent that knows nothing but fixed answers: HTTP over the Unix socket of a home, for tests of client and commands."""
+
+import json
+import socketserver
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any, ClassVar
+from urllib.parse import urlsplit
+
+from meshq import control
+from meshq.config import Home
+
+COOKIE = "a-cookie-for-tests"
+
+
+@dataclass
+class Answer:
+    """What to answer: a document, bytes (chunked if `chunks` has any, then cut off if `cut`), or an error."""
+
+    document: Any = None
+    status: int = 200
+    chunks: tuple[bytes, ...] | None = None
+    cut: bool = False
+
+
+def error(code: str, message: str, hint: str = "", status: int = 400) -> Answer:
+    return Answer({"error": {"code": code, "message": message, "hint": hint}}, status)
+
+
+@dataclass
+class SmallAgent:
+    """`answers` maps "METHOD path" to what is answered; a list is used up one by one, its last for ever."""
+
+    home: Home
+    answers: dict[str, Answer | list[Answer]] = field(default_factory=dict)
+    requests: list[tuple[str, bytes]] = field(default_factory=list)
+
+    def set(self, route: str, *answers: Any) -> None:
+        found = [each if isinstance(each, Answer) else Answer(each) for each in answers]
+        self.answers[route] = found
+
+    def answer(self, route: str) -> Answer:
+        found = self.answers.get(route)
+        if found is None:
+            return error("usage", f"no answer for {route}")
+        if isinstance(found, list):
+            return found.pop(0) if len(found) > 1 else found[0]
+        return found
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    agent: ClassVar[SmallAgent]
+
+    def do_GET(self) -> None:
+        self._handle()
+
+    def do_POST(self) -> None:
+        self._handle()
+
+    def _handle(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.agent.requests.append((f"{self.command} {self.path}", body))
+        if self.headers.get("Authorization") != f"Bearer {COOKIE}":
+            self._send(error("usage", "the cookie is wrong", status=403))
+        else:
+            self._send(self.agent.answer(f"{self.command} {urlsplit(self.path).path}"))
+
+    def _send(self, answer: Answer) -> None:
+        self.send_response(answer.status)
+        if answer.chunks is None:
+            data = json.dumps(answer.document).encode()
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+            return
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for chunk in answer.chunks:
+            self.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
+        self.wfile.flush()
+        if answer.cut:
+            self.close_connection = True
+        else:
+            self.wfile.write(b"0\r\n\r\n")
+
+    def address_string(self) -> str:
+        return "unix"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
+    """Serves a socket that listens already: the agent's own `control.listen` made it."""
+
+    daemon_threads = True
+
+    def __init__(self, agent: SmallAgent) -> None:
+        handler = type("Handler", (_Handler,), {"agent": agent})
+        super().__init__(("", 0), handler)
+        self.socket = control.listen(agent.home)
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def get_request(self) -> tuple[Any, Any]:
+        return self.socket.accept()
+
+    def shutdown_request(self, request: Any) -> None:
+        request.close()
+
+    def close_request(self, request: Any) -> None:
+        request.close()
+
+    def server_close(self) -> None:
+        self.socket.close()
+        super().server_close()
+
+
+@contextmanager
+def running(folder: Path, answers: Mapping[str, Any] | None = None) -> Iterator[SmallAgent]:
+    """A small agent in the home `folder` until the end of the block."""
+    home = Home(folder)
+    home.socket.parent.mkdir(parents=True, exist_ok=True)
+    home.cookie.write_text(COOKIE + "\n")
+    agent = SmallAgent(home)
+    for route, answer in (answers or {}).items():
+        agent.set(route, answer)
+    server = _Server(agent)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield agent
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+        home.socket.unlink(missing_ok=True)

@@ -1,0 +1,149 @@
+"""What the tests of gossip say about their subjects, and only that."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+from hypothesis import strategies as st
+
+from meshq.gossip import wire
+from meshq.gossip.effects import Effect, Send
+from meshq.gossip.member import Address, Liveness, Member
+from meshq.gossip.swim import PROFILES, Swim, SwimConfig
+from meshq.gossip.wire import GossipOnly, Message, Packet, Record, Rumor
+from meshq.ids import Epoch, PeerId
+from tests.simulator.gossip_peer import peer_for
+
+ALIVE, SUSPECT, DEAD, LEFT = Liveness.ALIVE, Liveness.SUSPECT, Liveness.DEAD, Liveness.LEFT
+
+
+def address(name: str) -> Address:
+    return Address(f"10.0.0.{ord(name[0])}", 7733)
+
+
+def member(
+    name: str,
+    liveness: Liveness = ALIVE,
+    *,
+    epoch: int = 1,
+    incarnation: int = 0,
+    addresses: tuple[Address, ...] | None = None,
+) -> Member:
+    return Member(
+        peer=peer_for(name), epoch=Epoch(epoch), incarnation=incarnation, liveness=liveness,
+        name=name, addresses=(address(name),) if addresses is None else addresses, version="0.1.0",
+    )  # fmt: skip
+
+
+def swim(name: str, *others: Member, now: float = 0.0, config: SwimConfig = PROFILES["lan"], seed: int = 0) -> Swim:
+    """A core that knows the others and has nothing left to tell about them."""
+    core = Swim(member(name), config, Random(seed), now)
+    for other in others:
+        core.handle_packet(now, packet(other.name, rumors=(Rumor(other),)), address(other.name))
+    for entry in list(core._beliefs.queue.next()):
+        core._beliefs.queue.discard(entry.member.peer)
+    core._due[next(routine for routine in core._due if routine.value == "sync")] = now + 30.0
+    return core
+
+
+def packet(
+    sender: str,
+    message: Message | None = None,
+    *,
+    rumors: tuple[Rumor, ...] = (),
+    digest: bytes = b"",
+    records: tuple[Record, ...] = (),
+    epoch: int = 1,
+) -> bytes:
+    return wire.codec.encode(Packet(peer_for(sender), Epoch(epoch), message or GossipOnly(), rumors, digest, records))
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A `Send` that can be read."""
+
+    address: Address
+    message: Message
+    rumors: tuple[Rumor, ...] = ()
+    records: tuple[Record, ...] = ()
+    digest: bytes = b""
+
+
+def readable(effects: Sequence[Effect]) -> list[Effect | Sent]:
+    """The effects, with their packets decoded."""
+    return [_sent(effect) if isinstance(effect, Send) else effect for effect in effects]
+
+
+def _sent(send: Send) -> Sent:
+    read = wire.read_packet(send.packet)
+    return Sent(send.address, read.message, read.rumors, read.records, read.digest)
+
+
+def sent(effects: Sequence[Effect]) -> list[Sent]:
+    return [each for each in readable(effects) if isinstance(each, Sent)]
+
+
+def said_of(effects: Sequence[Effect], name: str) -> list[Member]:
+    """What all packets together say of this peer."""
+    return [rumor.member for each in sent(effects) for rumor in each.rumors if rumor.member.peer == peer_for(name)]
+
+
+def run_until(core: Swim, until: float) -> list[Effect]:
+    """Let the core time out whenever it wants to, in an otherwise silent world."""
+    effects: list[Effect] = []
+    while core.deadline() <= until:
+        effects += core.handle_timeout(core.deadline())
+    return effects
+
+
+NAMES = st.text(alphabet="abcdefghijklmnopqrstuvwxyz0123456789-", min_size=1, max_size=63)
+ADDRESSES = st.builds(
+    Address,
+    host=st.one_of(st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(str)),
+    port=st.integers(1, 65_535),
+)
+
+
+def members(name: st.SearchStrategy[str]) -> st.SearchStrategy[Member]:
+    """Members with all fields drawn; small numbers, so that equal ones happen."""
+    return st.builds(
+        lambda who, epoch, incarnation, liveness, label, addresses, version: replace(
+            member(who), epoch=Epoch(epoch), incarnation=incarnation, liveness=liveness,
+            name=label, addresses=addresses, version=version,
+        ),
+        name,
+        st.integers(0, 3),
+        st.integers(0, 3),
+        st.sampled_from(Liveness),
+        NAMES,
+        st.lists(ADDRESSES, max_size=8, unique=True).map(tuple),
+        st.sampled_from(["", "0.1.0", "12.34.56.dev7"]),
+    )  # fmt: skip
+
+
+PEERS = st.sampled_from("abcdef").map(peer_for)
+RUMORS = st.builds(
+    Rumor,
+    member=members(st.sampled_from("abcdef")),
+    accusers=st.lists(PEERS.map(wire.accuser), max_size=3, unique=True).map(tuple),
+    gone_seconds=st.integers(0, 700_000),
+)
+RECORDS = st.builds(
+    Record,
+    peer=PEERS,
+    epoch=st.integers(0, 3).map(Epoch),
+    version=st.integers(0, 1000),
+    age_ms=st.integers(0, 10**7),
+    data=st.binary(max_size=1000),
+)
+MESSAGES = st.one_of(
+    st.builds(wire.Ping, number=st.integers(0, 2**32 - 1), target=PEERS),
+    st.builds(wire.Ack, number=st.integers(0, 2**32 - 1)),
+    st.builds(wire.PingRequest, number=st.integers(0, 2**32 - 1), target=PEERS),
+    st.builds(wire.Nack, number=st.integers(0, 2**32 - 1)),
+    st.just(GossipOnly()),
+)
+
+
+def peer(name: str) -> PeerId:
+    return peer_for(name)
