@@ -87,6 +87,7 @@ class Agent:
         self.home = home
         self.settings: Settings = settings.load(home.settings)
         self.warnings = hardening.harden()
+        self._group = cookie.prepare_home(home, self.settings.group)
         self._key = keys.read(home.key)
         self._identity = identity.load_or_create(home.identity)
         self._me = self._identity.peer
@@ -94,7 +95,6 @@ class Agent:
         self._draining = False
         self._views_due = False
         self._loop_tasks: set[asyncio.Task[Any]] = set()
-        self._group = cookie.prepare_home(home, self.settings.group)
         self._gpus_allowed = gpus_allowed(self.settings)
         self._make_ports()
         self._make_cores()

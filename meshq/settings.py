@@ -14,6 +14,8 @@ from meshq.task import QUEUE_DEFAULT, QUEUE_GPU
 
 ORDERS = ("strict", "fair")
 PROFILES = ("lan", "wan", "fast")
+QUEUES_BYTES_MAX = 200  # queues and labels travel in every telemetry record, which must fit one packet
+LABELS_BYTES_MAX = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,13 +44,11 @@ def check(settings: Settings) -> Settings:
         config.check_name(settings.name, "--name")
     for queue in settings.queues:
         config.check_name(queue, "--queue")
-    if len(settings.queues) > config.QUEUES_MAX:
-        raise UsageError(f"--queue: {len(settings.queues)} queues, at most {config.QUEUES_MAX} are possible")
     for key, value in settings.labels.items():
         config.check_name(key, "--label")
         config.check_name(value, f"--label {key}")
-    if len(settings.labels) > config.LABELS_MAX:
-        raise UsageError(f"--label: {len(settings.labels)} labels, at most {config.LABELS_MAX} are possible")
+    _fits(sum(len(queue) + 1 for queue in settings.queues), QUEUES_BYTES_MAX, "--queue")
+    _fits(sum(len(key) + len(value) + 2 for key, value in settings.labels.items()), LABELS_BYTES_MAX, "--label")
     _in(settings.order, ORDERS, "--order")
     _in(settings.profile, PROFILES, "--profile")
     _between(settings.port, 1, 65_535, "--port")
@@ -126,3 +126,8 @@ def _in(value: str, allowed: tuple[str, ...], what: str) -> None:
 def _between(value: int | None, low: int, high: int, what: str) -> None:
     if value is not None and not low <= value <= high:
         raise UsageError(f"{what}: {value} is not between {low} and {high}")
+
+
+def _fits(size: int, limit: int, what: str) -> None:
+    if size > limit:
+        raise UsageError(f"{what}: {size} bytes in all, at most {limit} are possible", "choose shorter names")

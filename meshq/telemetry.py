@@ -1,7 +1,8 @@
 """What this peer says about itself to the others: machine, capacity and what runs, in at most RECORD_BYTES_MAX bytes.
 
 Pure: the agent hands in what exec and the probe know. What does not fit is left out in a fixed order (process ids of others
-first, then the list of running tasks beyond the first), never what placement reads.
+first, then running tasks beyond the eighth, then names and figures of GPUs), never what placement reads. Labels and queues
+are bounded when the agent joins (`settings.check`), so there is always a cut that fits.
 """
 
 from collections.abc import Sequence
@@ -67,11 +68,11 @@ def _problem(sample: Sample | None) -> str:
 
 def fitted(telemetry: Telemetry) -> Telemetry:
     """The same record, cut down until it fits one packet."""
-    for cut in (lambda t: t, _without_pids, _with_fewer_running, _with_short_gpus):
-        telemetry = cut(telemetry)
+    for cut in (_without_pids, _with_fewer_running, _with_short_gpus, _with_bare_gpus):
         if len(codec.encode(telemetry)) <= config.RECORD_BYTES_MAX:
             return telemetry
-    return replace(telemetry, running=(), labels={})
+        telemetry = cut(telemetry)
+    return telemetry
 
 
 def _without_pids(telemetry: Telemetry) -> Telemetry:
@@ -90,3 +91,12 @@ def _with_short_gpus(telemetry: Telemetry) -> Telemetry:
 
 def _short(gpu: Gpu) -> Gpu:
     return replace(gpu, uuid=gpu.uuid[:12], name=gpu.name[:16], power_w=None, temperature_c=None)
+
+
+def _with_bare_gpus(telemetry: Telemetry) -> Telemetry:
+    """What placement reads of a GPU, and nothing else."""
+    bare = (
+        Gpu(index=gpu.index, uuid="", name="", memory_bytes=gpu.memory_bytes, task=gpu.task, foreign_pids=gpu.foreign_pids)
+        for gpu in telemetry.gpus
+    )
+    return replace(telemetry, gpus=tuple(bare), running=())

@@ -1,5 +1,7 @@
 """Tiny packages, and a folder of them that uv takes for the whole world: installs are real and need no network."""
 
+import io
+import tarfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +24,34 @@ def make_wheel(
     with zipfile.ZipFile(path, "w") as wheel:
         for name_inside, content in contents.items():
             wheel.writestr(name_inside, content)
+    return path
+
+
+BACKEND = """
+import zipfile
+
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    {code}
+    name = "{name}-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(folder + "/" + name, "w") as wheel:
+        wheel.writestr("{name}-1.0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: {name}\\nVersion: 1.0\\n")
+        wheel.writestr("{name}-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("{name}-1.0.dist-info/RECORD", "")
+    return name
+"""
+
+
+def make_source_package(folder: Path, name: str, code: str) -> Path:
+    """Version 1.0 of a package that must be built; `code` is what its author runs on the machine that builds it."""
+    project = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
+    path = folder / f"{name}-1.0.tar.gz"
+    files = {"pyproject.toml": project, "backend.py": BACKEND.format(code=code, name=name), "PKG-INFO": metadata}
+    with tarfile.open(path, "w:gz") as archive:
+        for name_inside, content in files.items():
+            member = tarfile.TarInfo(f"{name}-1.0/{name_inside}")
+            member.size = len(content.encode())
+            archive.addfile(member, io.BytesIO(content.encode()))
     return path
 
 

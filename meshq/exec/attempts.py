@@ -27,7 +27,6 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -262,17 +261,29 @@ def kill_leftovers(fence: Fence) -> None:
 
 def remove(folder: Path) -> None:
     """Remove a tree that user code may have made, even where it took its own permissions away. Blocking, best effort."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if not os.path.lexists(folder):
+        return
+    try:
+        _unlock(str(folder))
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.warning("removing %s: %s", folder, error)
 
-    def retry(function: Callable[..., Any], path: str, error: tuple[Any, BaseException, Any]) -> None:
-        if isinstance(error[1], PermissionError):
-            with contextlib.suppress(OSError):
-                os.chmod(os.path.dirname(path), 0o700)
-                function(path)
-                return
-        if not isinstance(error[1], FileNotFoundError):
-            log.warning("removing %s: %s", path, error[1])
 
-    shutil.rmtree(folder, onerror=retry)
+def _unlock(folder: str) -> None:
+    """Give the owner of this tree its permissions on all folders back. O_PATH needs none, and pins what is changed."""
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.chmod(f"/proc/self/fd/{descriptor}", 0o700)
+    finally:
+        os.close(descriptor)
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                _unlock(entry.path)
 
 
 async def _ended(state: Alive) -> None:

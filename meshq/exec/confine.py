@@ -25,6 +25,8 @@ Limits, which `docs/security.md` repeats:
   wants a new `~/.name` gets EACCES from mkdir, which most answer by another folder. A home such as /srv/meshq avoids this.
 - Names inside the home can be listed. A home that is reachable by a second mount is not hidden there. Sockets
   can be connected to (the control socket asks for the cookie, which is hidden).
+- A task of *root* can read /proc/PID/environ of any process (from Linux 6.14 on, CAP_PERFMON is asked before Landlock): the
+  agent's own environment must not hold the mesh key.
 - /dev/stdout of a task is its log, which it may open again, and truncate if it writes `>` there, as with any redirection.
 
 Only the standard library is imported: the shim runs `restrict`. Reading: Linux userspace-api/landlock.rst.

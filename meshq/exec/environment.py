@@ -5,7 +5,8 @@ how it is built. It is never changed afterwards, so two tasks that ask for the s
 without requirements gets one of its own kind: never the agent's.
 
 The requirements come from another member, so only lines of known forms get to uv: a line that names a file here
-would have uv quote that file in its complaint, and that may be the key of the mesh.
+would have uv quote that file in its complaint, and that may be the key of the mesh. Building a source package runs its author's
+code, so builds are confined like tasks: of the mesh's own files they see the new environment and the packages.
 
 Safe at any moment: `.complete` is written last, and an environment without it is wiped and built anew. Who builds holds a
 lock on a file beside it, and so does the uv process that it started; others, also other agents with the same folder, wait
@@ -29,11 +30,12 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from meshq.errors import MeshqError
+from meshq.exec.confined import command_for
 from meshq.exec.interpreters import Interpreter, Interpreters
 from meshq.exec.preparation import PreparationFailed
 from meshq.packages import unsafe_line, uv_binary, uv_environment
@@ -50,15 +52,23 @@ LOG_TAIL_BYTES: Final = 16 * 1024
 REASON_LINES: Final = 12
 FICLONE: Final = 0x40049409  # linux/fs.h: share the blocks of another file
 DURABLE: Final = "durable"
+Confine = Callable[[Sequence[str]], list[str]]
+
 MODE: Final = "uv 1"  # part of the name; changes when environments are built in another way
 
 
 class EnvironmentCache:
-    """The environments below `root`, with packages from `package_cache`. One for an agent; use from its loop only."""
+    """The environments below `root`, with packages from `package_cache`. One for an agent; use from its loop only.
 
-    def __init__(self, root: Path, package_cache: Path, interpreters: Interpreters | None = None) -> None:
+    `hidden` is the agent's home, which builds must not see; None only where there is no agent.
+    """
+
+    def __init__(
+        self, root: Path, package_cache: Path, *, hidden: Path | None = None, interpreters: Interpreters | None = None
+    ) -> None:
         self._root = root
         self._package_cache = package_cache
+        self._hidden = hidden
         self._interpreters = interpreters or Interpreters()
         self._boot = _boot_id()
         self._ready: dict[str, Path] = {}  # checked since the agent started
@@ -116,7 +126,8 @@ class EnvironmentCache:
     async def _build(self, key: str, lock: str, interpreter: Interpreter) -> None:
         folder = self._root / key
         try:
-            self._root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for each in (self._root, self._package_cache):
+                each.mkdir(parents=True, exist_ok=True, mode=0o700)
             async with self._builds, _locked(folder.with_name(f"{key}.lock")) as held:
                 if not self._is_ready(key, folder / "bin" / "python"):  # another agent may have built it meanwhile
                     await self._build_locked(folder, lock, interpreter, held)
@@ -126,13 +137,13 @@ class EnvironmentCache:
 
     async def _build_locked(self, folder: Path, lock: str, interpreter: Interpreter, held: int) -> None:
         started = time.monotonic()
-        await asyncio.to_thread(_put_away, folder)
+        await asyncio.to_thread(_make_room, folder)
         try:
             uv = await asyncio.to_thread(uv_binary)
         except MeshqError as error:
             raise PreparationFailed(str(error), True) from None
         with _opened(folder.with_name(f"{folder.name}.log")) as output:
-            builder = _Builder(output, held, self._package_cache)
+            builder = _Builder(output, held, self._package_cache, self._confined(folder))
             await builder.run([uv, "venv", "--no-project", "--python", str(interpreter.path), str(folder)])
             if lock:
                 (folder / "requirements.lock").write_text(lock, encoding="utf-8")
@@ -148,21 +159,33 @@ class EnvironmentCache:
             self._link_mode = "clone" if await asyncio.to_thread(_can_clone, self._root) else "copy"
         return self._link_mode
 
+    def _confined(self, folder: Path) -> Confine:
+        """How a build of `folder` gets its commands."""
+        if self._hidden is None:
+            return list
+        hidden, open_ones = str(self._hidden), [str(folder), str(self._package_cache)]
+        return lambda command: command_for(hidden, open_ones, list(command))
+
     def _finish_later(self, folder: Path) -> None:
         finishing = asyncio.create_task(self._finish(folder), name=f"finish environment {folder.name}")
         self._finishing.add(finishing)
         finishing.add_done_callback(self._finishing.discard)
 
     async def _finish(self, folder: Path) -> None:
-        """Compile byte code, then bring everything to the disk and say so."""
+        """Compile byte code, then bring everything to the disk and say so. Nobody builds here meanwhile."""
         try:
-            with _opened(Path(os.devnull)) as output:
-                builder = _Builder(output, None, self._package_cache)
-                command = [str(folder / "bin" / "python"), "-I", "-m", "compileall", "-q", str(folder / "lib")]
-                with contextlib.suppress(PreparationFailed):  # some packages carry templates that are no valid Python
-                    await builder.run(command, niceness=COMPILE_NICENESS)
-            await asyncio.to_thread(os.sync)
-            await asyncio.to_thread(_replace, folder / ".complete", DURABLE)
+            async with _locked(folder.with_name(f"{folder.name}.lock")) as held:
+                if await asyncio.to_thread((folder / ".complete").read_text) != self._boot:
+                    return  # another agent was quicker, or it is about to be built again
+                with _opened(Path(os.devnull)) as output:
+                    builder = _Builder(output, held, self._package_cache, self._confined(folder))
+                    command = [str(folder / "bin" / "python"), "-I", "-m", "compileall", "-q", str(folder / "lib")]
+                    with contextlib.suppress(PreparationFailed):  # some packages carry templates that are no valid Python
+                        await builder.run(command, niceness=COMPILE_NICENESS)
+                await asyncio.to_thread(os.sync)
+                await asyncio.to_thread(_replace, folder / ".complete", DURABLE)
+        except FileNotFoundError:
+            log.info("the environment %s is being built again", folder.name)
         except OSError as error:
             log.warning("the environment %s may have to be built again after a power cut: %s", folder.name, error)
 
@@ -170,19 +193,21 @@ class EnvironmentCache:
 class _Builder:
     """Runs the commands of one build. `held` is the lock's descriptor, which they inherit: it is free when all are gone."""
 
-    def __init__(self, output: int, held: int | None, package_cache: Path) -> None:
+    def __init__(self, output: int, held: int, package_cache: Path, confined: Confine) -> None:
         self._output = output
-        self._held = () if held is None else (held,)
+        self._confined = confined
+        self._held = (held,)
         self._environ = uv_environment(cache=package_cache)
         self._environ.pop("VIRTUAL_ENV", None)
         self._environ["UV_PYTHON_DOWNLOADS"] = "never"
+        self._environ["TMPDIR"] = str(package_cache)  # the usual one may lie beside the home, where nothing can be made
 
     async def run(self, command: Sequence[str], *, cwd: Path | None = None, niceness: int = BUILD_NICENESS) -> None:
         """PreparationFailed with the last lines of output unless it succeeds. Cancelled: it is killed first."""
         begin = os.lseek(self._output, 0, os.SEEK_CUR)
         process = await asyncio.create_subprocess_exec(
-            *command, cwd=cwd, env=self._environ, stdin=asyncio.subprocess.DEVNULL, stdout=self._output, stderr=self._output,
-            start_new_session=True, pass_fds=self._held,
+            *self._confined(command), cwd=cwd, env=self._environ, stdin=asyncio.subprocess.DEVNULL,
+            stdout=self._output, stderr=self._output, start_new_session=True, pass_fds=self._held,
         )  # fmt: skip
         with contextlib.suppress(OSError):  # it may be over already
             os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
@@ -228,11 +253,12 @@ def _opened(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _put_away(folder: Path) -> None:
-    """Make room for a new environment. What is there is renamed first: if the build is cancelled while its thread goes on
-    to delete, the next build already has the place for itself."""
+def _make_room(folder: Path) -> None:
+    """Make the empty folder of a new environment. What is there is renamed first: if the build is cancelled while its thread
+    goes on to delete, the next build already has the place for itself."""
     with contextlib.suppress(FileNotFoundError):
         folder.rename(folder.with_name(f"{folder.name}.old-{secrets.token_hex(4)}"))
+    folder.mkdir()
     for old in folder.parent.glob("*.old-*"):
         shutil.rmtree(old, ignore_errors=True)
 

@@ -100,6 +100,7 @@ class ExecShell:
         self._folders: dict[Fence, asyncio.Task[Path]] = {}
         self._preparing: dict[Fence, set[asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._last_words: set[asyncio.Task[Any]] = set()  # those of `_tasks` that `close` waits for instead of ending them
         self._running: tuple[Fence, ...] = ()  # read by the probe's thread
         self._timer: asyncio.TimerHandle | None = None
 
@@ -133,7 +134,7 @@ class ExecShell:
             self._timer.cancel()
         if self._probe is not None:
             self._probe.close()
-        for task in self._tasks:
+        for task in self._tasks - self._last_words:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._zygote.close()
@@ -152,7 +153,7 @@ class ExecShell:
 
     def reported(self, fence: Fence) -> None:
         """The outcome is durable in the ledger."""
-        self._track(asyncio.to_thread(self._attempts.mark_reported, fence))
+        self._last_words.add(self._track(asyncio.to_thread(self._attempts.mark_reported, fence)))
 
     # --- views ------------------------------------------------------------------------------------------------------
 
@@ -191,7 +192,7 @@ class ExecShell:
             case Collect(fence):
                 self._track(self._collect(fence))
             case Discard(fence):
-                self._track(self._discard(fence))
+                self._last_words.add(self._track(self._discard(fence)))
             case Ready() | Slow() | AttemptEnded() | CapacityChanged():
                 self._tell(effect)
             case _:
@@ -358,6 +359,7 @@ class ExecShell:
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        self._last_words.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, MeshqError):
             log.error("a loop task of exec failed", exc_info=error)
 

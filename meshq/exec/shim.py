@@ -6,7 +6,7 @@ any later agent can take over. In order:
 1. open `log`; take the flock on `lock` (proof of life: it is free exactly when this process is gone, whatever the pid
    became) and write there who holds it; make the FIFO `ctl`; write `exit.tmp` in its full size, so that reporting the
    end needs no free block of the disk;
-2. create `started` with O_EXCL and fsync it. Whoever creates it first decides: a second shim refuses, and an agent that
+2. create `started` with O_EXCL and fsync the folder. Whoever creates it first decides: a second shim refuses, and an agent that
    wants to be sure that an attempt will never start creates it itself;
 3. fork; the child leads its own session, dies with the shim (PDEATHSIG), is confined (see `confine`) and becomes the task;
    `run.json` says who it is;
@@ -235,10 +235,10 @@ class Shim:
         self._ctl = os.open(CTL, os.O_RDWR | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)  # RDWR: it never reads as ended
         _write(EXIT + ".tmp", b" " * EXIT_BYTES, os.O_CREAT | os.O_TRUNC, sync=False)
         try:
-            _write(STARTED, f"{me.pid}\n".encode(), os.O_CREAT | os.O_EXCL)
+            _write(STARTED, f"{me.pid}\n".encode(), os.O_CREAT | os.O_EXCL, sync=False)
         except FileExistsError:
             raise Refused("this attempt was started before") from None
-        _sync_folder()
+        _sync_folder()  # that it exists is what must survive a power cut; what it says need not
 
     def spawn(self) -> int:
         """Fork the task. From here on this process answers for it."""

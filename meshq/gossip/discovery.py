@@ -201,6 +201,7 @@ class Discovery:
         self._hosts: tuple[str, ...] = ()
         self._complained: tuple[str, ...] = ()
         self._loop_task: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
 
     async def start(self) -> None:
@@ -266,7 +267,9 @@ class Discovery:
         net, self._net, self._hosts = self._net, None, ()
         self._seen.clear()
         if net is not None:
-            await net.close()
+            self._closing = asyncio.get_running_loop().create_task(net.close(), name="gossip mDNS close")
+        if self._closing is not None:
+            await asyncio.shield(self._closing)  # being stopped meanwhile must not leave its sockets open
 
     def _handle_found(self, name: str, announcement: Announcement) -> None:
         if name == f"{self._instance}.{SERVICE}":

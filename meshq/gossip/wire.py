@@ -199,7 +199,10 @@ def fill(
 ) -> Filled:
     """`packet` (its message only) with as much beside it as fits, in the order given. `lead` is what the packet is for: it
     comes before all else (a record may need more than telemetry's share)."""
-    room = PACKET_PLAIN_BYTES_MAX - len(codec.encode(packet)) - HEADERS_BYTES
+    bare = codec.encode(packet)
+    if not (rumors or digest or records or lead):
+        return Filled(bare, (), ())
+    room = PACKET_PLAIN_BYTES_MAX - len(bare) - HEADERS_BYTES
     leading = () if lead is None else (lead,)
     room -= sum(size(record) for record in leading)
     assert room >= 0, "a record larger than RECORD_BYTES_MAX"

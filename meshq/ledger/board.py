@@ -13,7 +13,7 @@ from meshq.ids import Dot, PeerId, TaskId, actor_ledger_epoch
 from meshq.ledger import holder as rules
 from meshq.ledger.claiming import Candidate, Deal
 from meshq.ledger.holder import Reading, read
-from meshq.ledger.placement import Capacity, eligible, free_capacity, why_not
+from meshq.ledger.placement import Capacity, eligible, fits_now, free_capacity, why_not
 from meshq.ledger.queues import Queues
 from meshq.ledger.rendezvous import mourners
 from meshq.ledger.row import Lost, Row
@@ -148,8 +148,8 @@ class Board:
                 free = free.minus(row.spec.needs)
         return free
 
-    def waiting_reason(self, now: float, row: Row) -> str:
-        """Why the task is where it is, for people."""
+    def waiting_reason(self, now: float, row: Row, mine: Iterable[Row]) -> str:
+        """Why the task is where it is, for people. `mine`: the rows of this peer's claims."""
         wait = self._waits.get(row.task)
         if wait is None:
             return rules.reason(row)
@@ -161,7 +161,7 @@ class Board:
             sentences = [sentence for view in views.values() if (sentence := why_not(needs, queue, view))]
             more = [f"and {len(sentences) - SENTENCES_MAX} more"] if len(sentences) > SENTENCES_MAX else []
             return "no peer can take it now: " + "; ".join(sentences[:SENTENCES_MAX] + more)
-        if any(self.free_of(view.peer).holds(needs) for view in able):
+        if any(fits_now(needs, view.telemetry, self.free_of(view.peer, mine)) for view in able):
             return "is about to be claimed"
         names = ", ".join(view.name for view in able[:SENTENCES_MAX])
         return f"waits until one of {len(able)} peers that can run it has room ({names})"
@@ -187,7 +187,8 @@ class Board:
             return None
         # Its peer has just taken it back and is still held dead: gossip is slower than a push, and must be given its time.
         since = max(end.at, self._revived.get(dot, -inf) + self._config.grace)
-        rank = mourners(task, dot, (self._me, *self._sessions.alive)).index(self._me)
+        others = [peer for peer in self._sessions.alive if peer != claim.peer]
+        rank = mourners(task, dot, (self._me, *others)).index(self._me)
         return Mourning(since + rank * self._config.lost_slot, task, dot, end.reason)
 
     def check(self, rows: Iterable[Row]) -> None:

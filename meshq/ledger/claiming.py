@@ -99,8 +99,16 @@ class Deal:
         return first + rank * self.config.claim_slot + (candidate.jitter if rank else 0.0)
 
     def _contenders(self, candidate: Candidate) -> Iterable[PeerId]:
-        """Who could take the task now; those that gave it up before only if nobody else is eligible at all."""
+        """Who could take the task now; those that gave it up before only if nobody else is eligible at all.
+
+        A peer whose telemetry lists this very task has claimed it: gossip overtook the push of its claim. It keeps its rank,
+        or the next one would believe that it is first and bid at once.
+        """
         needs, queue = candidate.row.spec.needs, candidate.row.queue.value
         able = [peer for peer, view in self.views.items() if eligible(needs, queue, view)]
         fresh = [peer for peer in able if peer not in candidate.released_by]
-        return [peer for peer in fresh or able if fits_now(needs, self.views[peer].telemetry, self.free[peer])]
+        return [peer for peer in fresh or able if self._has_room(peer, candidate.row.task, needs)]
+
+    def _has_room(self, peer: PeerId, task: TaskId, needs: Needs) -> bool:
+        told = self.views[peer].telemetry
+        return fits_now(needs, told, self.free[peer]) or (peer != self.me and task in told.running)

@@ -340,7 +340,7 @@ class Ledger:
     def waiting_reason(self, now: float, task: TaskId) -> str:
         """Why the task is where it is, for people."""
         row = self._replica.get(task)
-        return "" if row is None else self._board.waiting_reason(now, row)
+        return "" if row is None else self._board.waiting_reason(now, row, self._claimed_rows())
 
     def check(self) -> None:
         """Assert every invariant."""
@@ -403,6 +403,9 @@ class Ledger:
         row = self._replica.get(task)
         assert row is not None
         return row
+
+    def _claimed_rows(self) -> list[Row]:
+        return [self._row(own.task) for own in self._own.all()]
 
     def _reading(self, task: TaskId) -> Reading:
         return self._board.reading(self._row(task))
@@ -572,8 +575,7 @@ class Ledger:
         mine = self._sessions.views.get(self._me)
         if mine is None or not self._adopted or self._leaving or self._sessions.blocked(now):
             return
-        claimed = [self._reading(own.task).row for own in self._own.all()]
-        free = self._board.free_of(self._me, claimed)
+        free = self._board.free_of(self._me, self._claimed_rows())
         if free.exceeds(self._last_free):
             self._capacity_since = now
         self._last_free = free

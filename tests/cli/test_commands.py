@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,7 +54,6 @@ WRONG_USAGE = [
     (["show"], "error: missing argument `TASK`"),
     (["tasks", "--status", "done"], "error: --status: `done` is no status"),
     (["leave", "--timeout", "5"], "error: `--timeout` is only possible with `--drain`"),
-    (["submit", "--follow", "--json", "x.py"], "error: `--follow` prints the log and `--json` a document: choose one"),
     (["submit", "--docker", "image", "x.py"], "error: `--docker` is not supported yet"),
     (["submit", "--manager", "conda", "x.py"], "error: `--manager conda` is not supported yet"),
     (["join", "--port", "x"], "error: invalid value for `--port`"),
@@ -76,6 +77,12 @@ def test_wrong_usage_under_json_is_a_document_too(meshq: Meshq) -> None:
         "message": "no such option `--quene`",
         "hint": "did you mean `--queue`?",
     }
+
+
+def test_a_log_is_no_document(meshq: Meshq) -> None:
+    done = meshq("submit", "--follow", "--json", "x.py")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["error"]["message"] == "`--follow` prints the log and `--json` a document: choose one"
 
 
 def test_a_bug_is_one_message_and_its_traceback_goes_into_a_private_file(
@@ -195,6 +202,7 @@ def test_wait_exits_with_the_first_code_that_is_not_zero(
     meshq: Meshq, agent: SmallAgent, results: list[dict[str, object]], code: int
 ) -> None:
     names = [f"t{number}" for number in range(len(results))]
+    results = [result | {"id": name} for name, result in zip(names, results, strict=True)]
     for name, result in zip(names, results, strict=True):
         agent.set(f"GET /v1/tasks/{name}", task(id=name))
         agent.set(f"GET /v1/tasks/{name}/wait", result | {"final": False, "status": "running"}, result)
@@ -211,13 +219,19 @@ def test_wait_for_an_unknown_task_fails_before_it_waits(meshq: Meshq, agent: Sma
     assert not any("/wait" in request for request, _ in agent.requests)
 
 
-def start(agent: SmallAgent, *arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+@contextmanager
+def start(agent: SmallAgent, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The command, running; killed at the end of the block if it still runs."""
+    with subprocess.Popen(
         [sys.executable, "-m", "meshq", *arguments],
         env=os.environ | {"MESHQ_HOME": str(agent.home.root)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def until_asked(agent: SmallAgent, part: str) -> None:
@@ -245,15 +259,15 @@ def test_ctrl_c_detaches_with_130_and_says_that_the_task_goes_on(agent: SmallAge
 
 
 def test_waiting_goes_on_when_the_agent_is_restarted(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    with running(home) as agent:
-        agent.set(f"GET /v1/tasks/{TASK}", task())
-        agent.set(f"GET /v1/tasks/{TASK}/wait", waited("running", None, final=False))
-        process = start(agent, "wait", TASK)
-        until_asked(agent, "/wait")
-    with process, running(home) as agent:
-        agent.set(f"GET /v1/tasks/{TASK}/wait", waited("failed", 9))
-        assert process.wait(30) == 9
+    with ExitStack() as stack:
+        with running(tmp_path / "home") as agent:
+            agent.set(f"GET /v1/tasks/{TASK}", task())
+            agent.set(f"GET /v1/tasks/{TASK}/wait", waited("running", None, final=False))
+            process = stack.enter_context(start(agent, "wait", TASK))
+            until_asked(agent, "/wait")
+        with running(tmp_path / "home") as agent:
+            agent.set(f"GET /v1/tasks/{TASK}/wait", waited("failed", 9))
+            assert process.wait(30) == 9
 
 
 # --- submit, cancel, retry, key, leave ------------------------------------------------------------------------------

@@ -120,11 +120,13 @@ attempt("file", lambda: open({str(lab.above)!r} + "/new", "w"))
 
 def test_a_task_reaches_neither_the_memory_nor_the_environment_of_the_agent(lab: Lab) -> None:
     log = lab.run(f"""
-attempt("environ", lambda: open("/proc/{os.getpid()}/environ", "rb").read())
 attempt("mem", lambda: open("/proc/{os.getpid()}/mem", "rb"))
 attempt("root", lambda: os.stat("/proc/{os.getpid()}/root/etc"))
+attempt("environ", lambda: open("/proc/{os.getpid()}/environ", "rb").read())
 """)
-    assert log == ["environ PermissionError", "mem PermissionError", "root PermissionError"]
+    assert log[:2] == ["mem PermissionError", "root PermissionError"]
+    if os.geteuid() != 0:  # a documented limit of `confine` for tasks of root
+        assert log[2] == "environ PermissionError"
 
 
 @pytest.mark.skipif(confine.landlock_abi() < 6, reason="Landlock keeps signals from ABI 6 (Linux 6.12) on")

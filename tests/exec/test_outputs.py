@@ -44,7 +44,7 @@ def test_links_special_files_and_odd_names_are_skipped_and_counted(tmp_path: Pat
 def test_a_folder_that_is_a_link_itself_is_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "outputs").symlink_to(tmp_path / "real")
-    with pytest.raises(OSError, match="Not a directory|symbolic"):
+    with pytest.raises(OSError, match=r"Not a directory|symbolic"):
         outputs.list_outputs(tmp_path / "outputs")
     with pytest.raises(TaskFailed):
         outputs.open_output(tmp_path / "outputs", "x")

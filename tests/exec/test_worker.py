@@ -81,13 +81,12 @@ def test_a_claim_is_prepared_on_both_ways_at_once_and_takes_what_it_needs(worker
 @pytest.mark.parametrize("source_first", [True, False])
 def test_it_is_ready_when_source_and_environment_are(worker: Worker, source_first: bool) -> None:
     worker.prepare(0.0, CLAIM)
-    inputs = [
-        lambda: worker.handle_source_ready(1.0, FENCE),
-        lambda: worker.handle_environment_ready(1.0, FENCE, "/env/bin/python"),
-    ]
-    first, second = inputs if source_first else reversed(inputs)
-    assert first() == []
-    assert second() == [Ready(FENCE)]
+    if source_first:
+        assert worker.handle_source_ready(1.0, FENCE) == []
+        assert worker.handle_environment_ready(1.0, FENCE, "/env/bin/python") == [Ready(FENCE)]
+    else:
+        assert worker.handle_environment_ready(1.0, FENCE, "/env/bin/python") == []
+        assert worker.handle_source_ready(1.0, FENCE) == [Ready(FENCE)]
 
 
 def test_start_spawns_with_the_interpreter_and_the_gpus_that_it_was_given(worker: Worker) -> None:

@@ -6,10 +6,11 @@ from random import Random
 
 from hypothesis import strategies as st
 
+from meshq import codec
 from meshq.gossip import wire
 from meshq.gossip.effects import Effect, Send
 from meshq.gossip.member import Address, Liveness, Member
-from meshq.gossip.swim import PROFILES, Swim, SwimConfig
+from meshq.gossip.swim import PROFILES, Routine, Swim, SwimConfig
 from meshq.gossip.wire import GossipOnly, Message, Packet, Record, Rumor
 from meshq.ids import Epoch, PeerId
 from tests.simulator.gossip_peer import peer_for
@@ -36,13 +37,13 @@ def member(
 
 
 def swim(name: str, *others: Member, now: float = 0.0, config: SwimConfig = PROFILES["lan"], seed: int = 0) -> Swim:
-    """A core that knows the others and has nothing left to tell about them."""
+    """A core that knows the others, has nothing left to tell about them, and owes nobody a push/pull soon."""
     core = Swim(member(name), config, Random(seed), now)
     for other in others:
         core.handle_packet(now, packet(other.name, rumors=(Rumor(other),)), address(other.name))
     for entry in list(core._beliefs.queue.next()):
         core._beliefs.queue.discard(entry.member.peer)
-    core._due[next(routine for routine in core._due if routine.value == "sync")] = now + 30.0
+    core._due[Routine.SYNC] = now + config.sync_interval
     return core
 
 
@@ -55,7 +56,7 @@ def packet(
     records: tuple[Record, ...] = (),
     epoch: int = 1,
 ) -> bytes:
-    return wire.codec.encode(Packet(peer_for(sender), Epoch(epoch), message or GossipOnly(), rumors, digest, records))
+    return codec.encode(Packet(peer_for(sender), Epoch(epoch), message or GossipOnly(), rumors, digest, records))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from meshq.gossip.wire import (
     SyncReply,
     SyncRequest,
 )
-from meshq.ids import Epoch
+from meshq.ids import Epoch, PeerId
 from tests.gossip.builders import DEAD, MESSAGES, RECORDS, RUMORS, member, peer
 
 ENTRIES = st.builds(
@@ -140,7 +140,7 @@ def test_a_damaged_packet_is_refused_or_read_but_never_anything_else(data: st.Da
 
 
 BAD_MEMBERS = {
-    "a peer that is no id": replace(member("b"), peer="nobody"),
+    "a peer that is no id": replace(member("b"), peer=PeerId("nobody")),
     "a negative incarnation": replace(member("b"), incarnation=-1),
     "an incarnation beyond the limit": replace(member("b"), incarnation=2**32),
     "an epoch beyond the limit": replace(member("b"), epoch=Epoch(2**32)),

@@ -131,7 +131,9 @@ class SimPeer:
     def telemetry(self) -> Telemetry:
         taken = {claimed.task for claimed in self.claimed.values()} | {one.claimed.task for one in self.processes.values()}
         epoch = self.core.ledger_epoch if self.core is not None else self.disk.ledger_epoch
-        return telemetry(slots_total=self.slots, slots_free=max(0, self.slots - len(taken)), running=tuple(sorted(taken)), ledger_epoch=epoch)
+        return telemetry(
+            slots_total=self.slots, slots_free=max(0, self.slots - len(taken)), running=tuple(sorted(taken)), ledger_epoch=epoch
+        )
 
     # ---- effects, in order, each batch after its commit
 
@@ -260,7 +262,10 @@ class SimPeer:
     def report(self, fence: Fence, outcome: Outcome) -> None:
         assert self.core is not None
         self.mesh.trace(self, "ended", fence, outcome.kind)
-        self.feed(self.core.handle_ended(self.mesh.world.now, fence, outcome), lambda: self.unreported.pop(fence, None) and None)
+        self.feed(self.core.handle_ended(self.mesh.world.now, fence, outcome), lambda: self.forget(fence))
+
+    def forget(self, fence: Fence) -> None:
+        self.unreported.pop(fence, None)
 
 
 class Mesh:

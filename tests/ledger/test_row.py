@@ -6,7 +6,20 @@ from hypothesis import strategies as st
 from meshq import codec
 from meshq.ids import Dot
 from meshq.ledger.holder import attempts, read
-from meshq.ledger.row import Back, Cancel, Claim, Ended, Fact, Lost, NumberRegister, Preparing, Row, Started, TextRegister, merge
+from meshq.ledger.row import (
+    Back,
+    Cancel,
+    Claim,
+    Ended,
+    Fact,
+    Lost,
+    NumberRegister,
+    Preparing,
+    Row,
+    Started,
+    TextRegister,
+    merge,
+)
 from meshq.task import EndKind
 from tests.ledger.builders import actor, dot, outcome, peer, spec
 

@@ -47,8 +47,14 @@ def describe(mesh: Mesh) -> str:
     lines = []
     for one in mesh.peers.values():
         assert one.core is not None
-        open_tasks = [(row.task, str(read(row).status), one.core.waiting_reason(mesh.world.now, row.task)) for row in one.core.tasks() if not read(row).status.final]
-        lines.append(f"{one.name}: {len(list(one.core.tasks()))} rows, open {open_tasks[:3]}, vector {sorted(one.core.vector.values())}")
+        open_tasks = [
+            (row.task, str(read(row).status), one.core.waiting_reason(mesh.world.now, row.task))
+            for row in one.core.tasks()
+            if not read(row).status.final
+        ]
+        lines.append(
+            f"{one.name}: {len(list(one.core.tasks()))} rows, open {open_tasks[:3]}, vector {sorted(one.core.vector.values())}"
+        )
     return "\n".join(lines)
 
 

@@ -1,0 +1,179 @@
+"""The small cores that `Swim` is made of."""
+
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshq.gossip import suspicion
+from meshq.gossip.allowance import Allowance
+from meshq.gossip.probing import ProbeOrder, RoundTrips
+from meshq.gossip.profile import PROFILES
+from meshq.gossip.rumors import RumorQueue, retransmit_limit
+from meshq.gossip.telemetry import DIGEST_PEERS_MAX, RecordTable
+from meshq.gossip.wire import Record, Rumor, short_id
+from meshq.ids import Epoch
+from tests.gossip.builders import member, peer
+
+LAN = PROFILES["lan"]
+
+
+@pytest.mark.parametrize(("members", "shortest"), [(1, 4.0), (3, 4.0), (10, 4.0), (100, 8.0), (1000, 12.0)])
+def test_the_shortest_suspicion_grows_with_the_logarithm_of_the_mesh(members: int, shortest: float) -> None:
+    assert suspicion.timeout_min(LAN, members) == pytest.approx(shortest)
+
+
+def test_confirmations_shrink_a_suspicion_by_their_logarithm() -> None:
+    assert [round(suspicion.timeout(4, 24, 2, n), 2) for n in range(4)] == [24, 11.38, 4, 4]
+
+
+def test_a_mesh_too_small_to_confirm_uses_the_shortest_suspicion() -> None:
+    assert suspicion.begin(LAN, 3, 10.0, ()).deadline == 14.0
+    assert suspicion.begin(LAN, 4, 10.0, ()).deadline == 34.0
+
+
+@given(st.lists(st.lists(st.sampled_from(["p", "q", "r", "s"]), max_size=3).map(tuple), max_size=6))
+def test_confirmations_only_ever_shorten_and_never_below_the_minimum(heard: list[tuple[str, ...]]) -> None:
+    held = suspicion.begin(LAN, 10, 0.0, ("p",))
+    for accusers in heard:
+        confirmed = held.confirmed(accusers)
+        assert 4.0 <= confirmed.deadline <= held.deadline
+        assert (confirmed is held) == (confirmed.accusers == held.accusers)
+        held = confirmed
+    distinct = {accuser for accusers in heard for accuser in accusers} | {"p"}
+    assert set(held.accusers) <= distinct and len(held.accusers) == min(3, len(distinct))
+
+
+@pytest.mark.parametrize(("members", "limit"), [(1, 4), (9, 4), (10, 8), (99, 8), (100, 12), (999, 12), (1000, 16)])
+def test_the_number_of_retransmissions_grows_with_the_logarithm(members: int, limit: int) -> None:
+    assert retransmit_limit(4, members) == limit
+
+
+def test_the_queue_tells_what_was_told_least_and_of_that_the_newest() -> None:
+    queue = RumorQueue()
+    a, b, c = (Rumor(member(name)) for name in "abc")
+    for rumor in (a, b, c):
+        queue.put(rumor, 3)
+    assert queue.next() == [c, b, a]
+    queue.told([c], 2)
+    assert queue.next() == [b, a, c]
+    queue.told([c, b], 2)
+    assert queue.next() == [a, b]
+    newer = Rumor(member("b", incarnation=1))
+    queue.put(newer, 3)
+    assert queue.next() == [newer, a]
+    queue.told([b], 1)
+    assert queue.next() == [newer, a], "what was told of an older belief does not count for the newer one"
+
+
+def test_the_queue_is_bounded_and_drops_what_was_told_most() -> None:
+    queue = RumorQueue()
+    first = Rumor(member(chr(0x100)))
+    queue.put(first, 10)
+    queue.told([first], 10)
+    for number in range(1, 300):
+        queue.put(Rumor(member(chr(0x100 + number))), 10)
+        queue.check(10)
+    assert len(queue) == 256 and queue.dropped == 300 - 256
+    assert first not in queue.next()
+
+
+@given(st.integers(0, 1000), st.integers(1, 20))
+def test_every_round_probes_everybody_once(seed: int, count: int) -> None:
+    order = ProbeOrder(Random(seed))
+    peers = [peer(str(number)) for number in range(count)]
+    for each in peers:
+        order.insert(each)
+    for _ in range(3):
+        assert sorted(str(order.next(peers)) for _ in peers) == sorted(peers)
+
+
+@given(st.integers(0, 1000))
+def test_a_newcomer_is_probed_within_two_rounds_and_nobody_twice_for_it(seed: int) -> None:
+    rng = Random(seed)
+    order = ProbeOrder(rng)
+    peers = [peer(str(number)) for number in range(5)]
+    for each in peers:
+        order.insert(each)
+    before = [order.next(peers) for _ in range(rng.randint(0, 4))]
+    order.insert(peer("new"))
+    everybody = [*peers, peer("new")]
+    rest = [order.next(everybody) for _ in range(len(peers) - len(before))]
+    assert len(set(before + rest) - {peer("new")}) >= len(peers) - 1
+    assert peer("new") in rest + [order.next(everybody) for _ in range(len(everybody))]
+
+
+def test_nobody_is_probed_in_an_empty_mesh_and_the_dead_are_skipped() -> None:
+    order = ProbeOrder(Random(0))
+    assert order.next([]) is None
+    order.insert(peer("a"))
+    order.insert(peer("b"))
+    assert [order.next([peer("b")]) for _ in range(3)] == [peer("b")] * 3
+    assert order.next([]) is None
+
+
+def test_the_ack_timeout_follows_the_slowest_round_trips_within_its_limits() -> None:
+    trips = RoundTrips()
+    assert trips.ack_timeout(0.2, 0.5) == 0.5, "nothing is known yet"
+    for _ in range(20):
+        trips.add(0.001)
+    assert trips.ack_timeout(0.2, 0.5) == 0.2
+    trips.add(0.1)
+    assert trips.ack_timeout(0.2, 0.5) == pytest.approx(0.3)
+    trips.add(2.0)
+    assert trips.ack_timeout(0.2, 0.5) == 0.5
+
+
+def test_an_allowance_gives_a_burst_and_then_its_rate() -> None:
+    allowance = Allowance(rate=2.0, burst=3.0, now=10.0)
+    assert [allowance.take(10.0) for _ in range(4)] == [True, True, True, False]
+    assert [allowance.take(10.5), allowance.take(10.5)] == [True, False]
+    assert [allowance.take(100.0) for _ in range(4)] == [True, True, True, False]
+    assert allowance.take(50.0) is False, "a clock that goes back gives nothing"
+
+
+RECORDS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5), st.binary(max_size=3)), max_size=12)
+
+
+@given(RECORDS, st.randoms(use_true_random=False))
+def test_records_converge_to_the_newest_in_whatever_order_they_come(records: list[tuple[int, int, bytes]], rng: Random) -> None:
+    by_stamp = {(epoch, version): data for epoch, version, data in records}
+    offers = [Record(peer("b"), Epoch(epoch), version, 0, data) for (epoch, version), data in by_stamp.items()]
+    table, other = RecordTable(peer("a")), RecordTable(peer("a"))
+    for record in offers:
+        table.offer(0, record)
+    rng.shuffle(offers)
+    for record in offers:
+        other.offer(0, record)
+    assert table.get(peer("b")) == other.get(peer("b"))
+    newest = table.get(peer("b"))
+    assert (newest.stamp if newest else None) == max(by_stamp, default=None)
+
+
+def test_a_digest_holds_a_random_slice_of_a_large_mesh() -> None:
+    table = RecordTable(peer("a"))
+    peers = [peer(str(number)) for number in range(500)]
+    digest = table.digest(Random(1), peers)
+    assert len({entry.short for entry in digest}) == DIGEST_PEERS_MAX
+    assert {entry.short for entry in digest} <= {short_id(each) for each in peers}
+    assert digest != table.digest(Random(2), peers)
+
+
+def test_the_versions_of_a_restarted_peer_begin_anew_above_its_old_ones() -> None:
+    table = RecordTable(peer("a"))
+    first = table.publish(0, Epoch(1), b"1")
+    second = table.publish(0, Epoch(1), b"2")
+    third = table.publish(0, Epoch(2), b"3")
+    stamps = [(each.epoch, each.version) for each in (first, second, third)]
+    assert stamps == [(1, 1), (1, 2), (2, 1)]
+
+
+def test_the_age_of_a_record_grows_wherever_it_is_kept() -> None:
+    one, other = RecordTable(peer("x")), RecordTable(peer("y"))
+    one.offer(10.0, Record(peer("a"), Epoch(1), 1, 2_500, b"data"))
+    [carried] = one.records(14.0, [peer("a")])
+    assert carried.age_ms == 6_500
+    other.offer(1_000.0, carried)
+    held = other.get(peer("a"))
+    assert held is not None and held.published_at == 993.5

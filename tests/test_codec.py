@@ -1,0 +1,151 @@
+"""The codec: what goes in comes out, and anything else is one kind of error."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshq import codec
+from meshq.errors import MalformedData
+from meshq.ids import ActorId, Dot, Fence, TaskId
+from meshq.task import EndKind, Environment, Gpu, Isolation, Needs, Outcome, OutputFile, Source, TaskSpec, Telemetry
+
+LIMIT = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Apple:
+    TAG: ClassVar[int] = 1
+    weight: int
+    dot: Dot
+    seen: Mapping[ActorId, int]
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pear:
+    TAG: ClassVar[int] = 2
+    name: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Basket:
+    fruit: tuple[Apple | Pear, ...]
+    sizes: tuple[int, float] = (1, 2.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BasketOfNextYear:
+    fruit: tuple[Apple | Pear, ...]
+    sizes: tuple[int, float] = (1, 2.0)
+    owner: str = "nobody"
+
+
+APPLE = Apple(weight=3, dot=Dot(ActorId("a.1"), 2), seen={ActorId("a.1"): 2}, names=("x",))
+BASKET = Basket(fruit=(APPLE, Pear(name=None)))
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+numbers = st.integers(-(2**63) + 1, 2**63 - 1)
+specs = st.builds(
+    TaskSpec,
+    name=texts,
+    argv=st.lists(texts, max_size=4).map(tuple),
+    submitted_by=texts,
+    submitted_at=st.floats(0, 1e10),
+    submitted_peer=texts,
+    needs=st.builds(Needs, cpus=numbers, labels=st.dictionaries(texts, texts, max_size=3)),
+    source=st.builds(Source, commit=st.none() | texts, folder=texts),
+    environment=st.builds(Environment, lock=texts, needs_python=st.booleans()),
+    env=st.dictionaries(texts, texts, max_size=3),
+    time_limit=st.none() | st.floats(0, 1e9),
+    isolation=st.sampled_from([each.value for each in Isolation]),
+    retry_of=st.none() | texts.map(TaskId),
+)
+
+
+@given(specs)
+def test_a_task_survives_the_wire_and_json(spec: TaskSpec) -> None:
+    assert codec.decode(TaskSpec, codec.encode(spec), bytes_max=LIMIT) == spec
+    assert codec.from_plain(TaskSpec, codec.to_plain(spec)) == spec
+
+
+def test_unions_mappings_and_nested_classes_survive() -> None:
+    assert codec.decode(Basket, codec.encode(BASKET), bytes_max=LIMIT) == BASKET
+    assert codec.from_plain(Basket, codec.to_plain(BASKET)) == BASKET
+
+
+def test_a_class_with_a_tag_carries_it_also_when_it_stands_alone() -> None:
+    assert msgpack.unpackb(codec.encode(Pear(name="p"))) == [2, "p"]
+    assert codec.decode(Pear, codec.encode(Pear(name="p")), bytes_max=LIMIT) == Pear(name="p")
+
+
+def test_enumerations_survive_by_value() -> None:
+    outcome = Outcome(kind=EndKind.RELEASED, outputs=(OutputFile(path="a", bytes=1, sha256="b"),))
+    assert codec.decode(Outcome, codec.encode(outcome), bytes_max=LIMIT) == outcome
+
+
+def test_a_telemetry_record_of_eight_gpus_fits_one_packet() -> None:
+    gpus = tuple(Gpu(index=n, uuid="GPU-" + "a" * 36, name="NVIDIA H100", memory_bytes=80 << 30) for n in range(8))
+    assert len(codec.encode(Telemetry(gpus=gpus, queues=("default", "gpu"), running=(TaskId("a" * 16),) * 8))) <= 1_000
+
+
+def test_an_older_reader_ignores_new_fields_and_a_newer_one_fills_in_old_ones() -> None:
+    new = BasketOfNextYear(fruit=(APPLE,), owner="me")
+    assert codec.decode(Basket, codec.encode(new), bytes_max=LIMIT) == Basket(fruit=(APPLE,))
+    assert codec.decode(BasketOfNextYear, codec.encode(BASKET), bytes_max=LIMIT).owner == "nobody"
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        [], None, 7, {"fruit": []}, [[[9, "x"]]], [[["1", "x"]]], [[[]]], [["x"]], [[[2, 5]]], [[], [1, "x"]], [[], [1]],
+        [[[1, 2**64 - 1, ["a.1", 1], {}]]], [[[1, True, ["a.1", 1], {}]]], [[[1, 1, ["a.1"], {}]]], [[[1, 1, ["a.1", 1], []]]],
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_the_type_is_malformed(raw: object) -> None:
+    with pytest.raises(MalformedData):
+        codec.decode(Basket, msgpack.packb(raw), bytes_max=LIMIT)
+
+
+@given(st.binary(max_size=200))
+def test_garbage_is_malformed_or_decodes(data: bytes) -> None:
+    try:
+        basket = codec.decode(Basket, data, bytes_max=LIMIT)
+    except MalformedData:
+        return
+    assert isinstance(basket, Basket)
+
+
+def test_the_size_is_checked_before_anything_is_read() -> None:
+    with pytest.raises(MalformedData, match="at most 10"):
+        codec.decode(Basket, codec.encode(BASKET), bytes_max=10)
+
+
+def test_claimed_lengths_beyond_the_limit_are_refused() -> None:
+    with pytest.raises(MalformedData):
+        codec.decode(Basket, b"\xdc\x04\x92" * 390, bytes_max=LIMIT, items_max=256)
+
+
+def test_json_errors_name_the_field() -> None:
+    with pytest.raises(MalformedData, match="needs: cpus: expected int, got str"):
+        codec.from_plain(TaskSpec, {"needs": {"cpus": "many"}})
+    with pytest.raises(MalformedData, match="no field 'nme'"):
+        codec.from_plain(TaskSpec, {"nme": "x"})
+    with pytest.raises(MalformedData):
+        codec.from_plain(TaskSpec, {"name": "x"})
+    with pytest.raises(MalformedData):
+        codec.from_plain(Pear, {"kind": "Pear", "name": "\ud800"})
+
+
+@dataclass(frozen=True)
+class Holder:
+    fences: Mapping[Fence, int] = field(default_factory=dict)
+
+
+def test_mappings_are_written_in_the_order_of_their_keys() -> None:
+    one, two = Holder({Fence("b"): 1, Fence("a"): 2}), Holder({Fence("a"): 2, Fence("b"): 1})
+    assert codec.encode(one) == codec.encode(two)

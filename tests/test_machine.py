@@ -1,0 +1,53 @@
+"""Ports, the count of starts, and what the machine has."""
+
+import os
+import socket
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from meshq import config, machine
+from meshq.errors import StoreError, TaskFailed
+from meshq.settings import Settings
+
+
+def test_udp_and_tcp_get_the_same_port() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as probe:
+        port = probe.getsockname()[1]
+    udp, tcp, got = machine.open_ports("127.0.0.1", port)
+    with udp, tcp:
+        assert got == port == udp.getsockname()[1] == tcp.getsockname()[1]
+
+
+def test_a_port_that_was_asked_for_and_is_taken_is_one_clear_message() -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken, pytest.raises(TaskFailed, match="cannot listen on TCP"):
+        machine.open_ports("127.0.0.1", taken.getsockname()[1])
+
+
+def test_without_a_wish_the_next_free_port_after_the_default_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        monkeypatch.setattr(config, "PORT_DEFAULT", taken.getsockname()[1])
+        udp, tcp, port = machine.open_ports("127.0.0.1", None)
+        with udp, tcp:
+            assert port > taken.getsockname()[1]
+
+
+def test_each_start_counts_one_more(tmp_path: Path) -> None:
+    assert [machine.next_epoch(tmp_path / "epoch") for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_damaged_count_begins_again_since_gossip_knows_better(tmp_path: Path) -> None:
+    (tmp_path / "epoch").write_text("x")
+    assert machine.next_epoch(tmp_path / "epoch") == 1
+
+
+def test_a_folder_that_is_gone_is_a_store_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot write"):
+        machine.next_epoch(tmp_path / "gone" / "epoch")
+
+
+def test_capacity_is_what_there_is_unless_join_said_less() -> None:
+    found = machine.measure(Settings(gpus="none"))
+    assert (found.slots, found.cpus) == (1, len(os.sched_getaffinity(0)))
+    assert machine.measure(Settings(slots=3, cpus=1, memory_bytes=5)) == machine.Machine(slots=3, cpus=1, memory_bytes=5)

@@ -1,0 +1,66 @@
+"""Gossip's beliefs in the words of the ledger, and unique names."""
+
+from meshq import codec
+from meshq.gossip.member import Address, Liveness, Member
+from meshq.ids import Epoch, PeerId
+from meshq.peers import Peers, free_name
+from meshq.task import Telemetry
+
+ME, OTHER = PeerId("b" * 52), PeerId("c" * 52)
+
+
+def member(peer: PeerId, name: str = "x", liveness: Liveness = Liveness.ALIVE) -> Member:
+    return Member(peer=peer, epoch=Epoch(1), incarnation=0, liveness=liveness, name=name, addresses=(Address("127.0.0.1", 1),))
+
+
+def peers() -> Peers:
+    return Peers(member(ME, "me"), Telemetry(slots_total=2), 10.0)
+
+
+def test_a_suspect_counts_as_alive_and_a_dead_peer_since_it_died() -> None:
+    book = peers()
+    book.handle_member(11.0, member(OTHER))
+    book.handle_member(12.0, member(OTHER, liveness=Liveness.SUSPECT))
+    assert book.others_alive() == [OTHER]
+    assert book.views()[OTHER].changed_at == 11.0
+    book.handle_member(13.0, member(OTHER, liveness=Liveness.DEAD))
+    assert book.others_alive() == []
+    assert (book.views()[OTHER].alive, book.views()[OTHER].changed_at) == (False, 13.0)
+    book.handle_member(14.0, member(OTHER, liveness=Liveness.LEFT))
+    assert (book.views()[OTHER].left, book.views()[OTHER].changed_at) == (True, 13.0)
+
+
+def test_telemetry_of_others_comes_by_records_and_my_own_does_not() -> None:
+    book = peers()
+    book.handle_member(11.0, member(OTHER))
+    told = Telemetry(slots_total=7)
+    for peer in (OTHER, ME):
+        book.handle_record(peer, codec.encode(told))
+    assert book.views()[OTHER].telemetry == told
+    assert book.views()[ME].telemetry == Telemetry(slots_total=2)
+
+
+def test_a_record_that_does_not_decode_is_counted_and_changes_nothing() -> None:
+    book = peers()
+    book.handle_member(11.0, member(OTHER))
+    book.handle_record(OTHER, b"\xc1")
+    assert book.undecodable_records == 1
+    assert book.views()[OTHER].telemetry == Telemetry()
+
+
+def test_a_record_of_a_peer_that_is_no_member_yet_is_left_alone() -> None:
+    book = peers()
+    book.handle_record(OTHER, codec.encode(Telemetry()))
+    assert list(book.views()) == [ME]
+    assert book.name(OTHER) == "c" * 8
+
+
+def test_the_peer_with_the_smaller_id_keeps_its_name() -> None:
+    members = [member(ME, "lab"), member(OTHER, "lab")]
+    assert free_name("lab", ME, members) == "lab"
+    assert free_name("lab", OTHER, members) == "lab-2"
+
+
+def test_the_suffix_is_the_first_that_nobody_before_has() -> None:
+    members = [member(PeerId("a" * 52), "lab"), member(ME, "lab-2"), member(OTHER, "lab")]
+    assert free_name("lab", OTHER, members) == "lab-3"

@@ -1,0 +1,116 @@
+"""Logs and outputs on this disk: own attempts, and copies that come into being whole or not at all."""
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from meshq.config import Home
+from meshq.errors import PeerError, TaskFailed
+from meshq.ids import Fence
+from meshq.task import OutputFile
+from meshq.web.attempt_files import AttemptFiles
+from meshq.web.wire import Manifest
+
+FENCE = Fence("1." + "a" * 26 + ".1.7")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    home = Home(tmp_path)
+    home.attempts.mkdir()
+    return home
+
+
+@pytest.fixture
+def own(home: Home) -> AttemptFiles:
+    folder = home.attempts / FENCE
+    (folder / "outputs").mkdir(parents=True)
+    (folder / "log").write_bytes(b"one\ntwo\n")
+    (folder / "outputs" / "model").write_bytes(b"weights")
+    (folder / "exit.json").write_text("{}")
+    return AttemptFiles(home)
+
+
+async def joined(chunks: AsyncIterator[bytes]) -> bytes:
+    return b"".join([chunk async for chunk in chunks])
+
+
+def file(path: str, data: bytes) -> OutputFile:
+    return OutputFile(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+async def chunks_of(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+def test_the_log_is_read_whole_or_from_its_last_lines(own: AttemptFiles) -> None:
+    assert asyncio.run(joined(own.log(FENCE, tail=None, follow=True))) == b"one\ntwo\n"
+    assert asyncio.run(joined(own.log(FENCE, tail=1, follow=False))) == b"two\n"
+
+
+def test_outputs_are_listed_with_their_hashes_and_read(own: AttemptFiles) -> None:
+    assert own.manifest(FENCE) == Manifest(files=(file("model", b"weights"),))
+    assert asyncio.run(joined(own.output(FENCE, "model"))) == b"weights"
+
+
+def test_paths_and_links_that_leave_the_outputs_are_refused(own: AttemptFiles, home: Home) -> None:
+    os.symlink("/etc/hostname", home.attempts / FENCE / "outputs" / "link")
+    for path in ("../log", "/etc/hostname", "link", "", "a/../../log"):
+        with pytest.raises(TaskFailed):
+            asyncio.run(joined(own.output(FENCE, path)))
+    assert own.manifest(FENCE).skipped == 1
+
+
+def test_a_fence_that_is_none_is_nowhere(home: Home) -> None:
+    files = AttemptFiles(home)
+    for name in ("..", "../x", FENCE):
+        assert not files.has(Fence(name))
+    with pytest.raises(TaskFailed, match="nothing of attempt"):
+        files.manifest(FENCE)
+
+
+def test_a_copy_serves_like_the_original(home: Home) -> None:
+    files = AttemptFiles(home)
+    manifest = Manifest(files=(file("a/b", b"x"),), skipped=2)
+
+    async def keep() -> None:
+        with files.new_copy(FENCE, manifest) as copy:
+            copy.write_log(b"hello\n")
+            await copy.write_output(manifest.files[0], chunks_of(b"x"))
+
+    asyncio.run(keep())
+    assert files.has(FENCE)
+    assert files.manifest(FENCE) == manifest
+    assert asyncio.run(joined(files.log(FENCE, tail=None, follow=True))) == b"hello\n"
+    assert asyncio.run(joined(files.output(FENCE, "a/b"))) == b"x"
+
+
+@pytest.mark.parametrize(
+    ("listed", "sent"),
+    [(file("a", b"x"), b"y"), (file("a", b"x"), b"xx"), (file("../../a", b"x"), b"x")],
+)
+def test_a_copy_that_is_not_what_its_manifest_says_leaves_nothing(home: Home, listed: OutputFile, sent: bytes) -> None:
+    files = AttemptFiles(home)
+
+    async def keep() -> None:
+        with files.new_copy(FENCE, Manifest(files=(listed,))) as copy:
+            await copy.write_output(listed, chunks_of(sent))
+
+    with pytest.raises(PeerError):
+        asyncio.run(keep())
+    assert not files.has(FENCE)
+    assert list(home.kept.iterdir()) == []
+
+
+def test_copies_are_removed_when_they_were_kept_long_enough(home: Home) -> None:
+    files = AttemptFiles(home)
+    with files.new_copy(FENCE, Manifest(files=())) as copy:
+        copy.write_log(b"")
+    kept_at = (home.kept / FENCE).stat().st_mtime
+    assert files.expire(kept_at + 6 * 86_400) == 0
+    assert files.expire(kept_at + 8 * 86_400) == 1
+    assert not files.has(FENCE)
