@@ -47,7 +47,7 @@ from meshq.ledger.effects import Push, PushReply, SyncPage, SyncRequest
 from meshq.ledger.rendezvous import claimants
 from meshq.ledger.shell import Hooks, LedgerShell
 from meshq.ledger.store import Store
-from meshq.machine import gpus_allowed, measure, next_epoch, open_ports
+from meshq.machine import gpus_allowed, measure, next_epoch, open_ports, store_epoch
 from meshq.peers import Peers, free_name
 from meshq.settings import Settings
 from meshq.task import Claimed, Outcome, Telemetry
@@ -130,12 +130,13 @@ class Agent:
             version=version("meshq"),
         )
         self.machine = measure(self.settings)
+        self._environments = EnvironmentCache(self.home.environments, self.home.package_cache, hidden=self.home.root)
         self.exec = ExecShell(
             home=self.home,
             config=WorkerConfig(slots=self.machine.slots, cpus=self.machine.cpus, memory_bytes=self.machine.memory_bytes),
             peer_name=member.name,
             source=self._provide_source,
-            environment=EnvironmentCache(self.home.environments, self.home.package_cache).ready,
+            environment=self._environments.ready,
             callbacks=Callbacks(
                 on_ready=self._attempt_ready, on_slow=self._attempt_slow,
                 on_ended=self._attempt_ended, on_capacity=self._capacity_changed,
@@ -302,12 +303,14 @@ class Agent:
             await runner.cleanup()
         self._remember_peers()
         await self.exec.close()
+        await self._environments.close()
         await self.gossip.stop()
         await self.client.close()
         for loop_task in list(self._loop_tasks):
             loop_task.cancel()
         await asyncio.gather(*self._loop_tasks, return_exceptions=True)
         self._store.close()
+        self.objects.close()
         self.home.socket.unlink(missing_ok=True)
 
     # ---- gossip
@@ -326,6 +329,7 @@ class Agent:
                 log.info("%s does not answer probes", self.peers.name(peer))
             case gossip_effects.Refuted(accusation):
                 log.warning("this peer was held %s; refuted", accusation.liveness.name.lower())
+                store_epoch(self.home.epoch, self.gossip.core.me.epoch)  # above the other run's, if there was one
             case gossip_effects.Send() | gossip_effects.Sync():
                 pass  # the shell's own
             case _:
@@ -431,6 +435,9 @@ class Agent:
     async def _publish_periodically(self) -> None:
         while True:
             await asyncio.sleep(max(TELEMETRY_SECONDS, len(self.peers.members()) / 50))
+            if (addresses := self._addresses()) != self.gossip.core.me.addresses:
+                log.info("this machine's addresses are %s now", ", ".join(map(str, addresses)))
+                self.gossip.readdress(addresses)
             self._capacity_changed()
 
     # ---- for the desk

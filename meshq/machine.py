@@ -91,13 +91,18 @@ def next_epoch(path: Path) -> Epoch:
         before = int(path.read_text("ascii"))
     except (FileNotFoundError, ValueError):
         before = 0  # a lost count is caught by gossip: others know a higher epoch, and this peer goes above it
+    store_epoch(path, Epoch(before + 1))
+    return Epoch(before + 1)
+
+
+def store_epoch(path: Path, epoch: Epoch) -> None:
+    """Make this the last epoch that was used. StoreError if the disk refuses."""
     partial = path.with_suffix(".new")
     try:
         with partial.open("w", encoding="ascii") as file:
-            file.write(str(before + 1))
+            file.write(str(epoch))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror}", "check free space and permissions of the home") from None
-    return Epoch(before + 1)

@@ -30,8 +30,8 @@ def _missing_for_netns() -> str:
     try:
         for command in (
             f"netns add {name}",
-            f"-n {name} link add bridge type bridge",
-            f"-n {name} link add a type veth peer b",
+            f"-n {name} link add name bridge type bridge",
+            f"-n {name} link add name left type veth peer name right",
         ):
             done = subprocess.run(["ip", *command.split()], capture_output=True, text=True, check=False)
             if done.returncode != 0:

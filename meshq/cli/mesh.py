@@ -1,5 +1,6 @@
 """Commands that look at the whole mesh: `status`, `peers`, `doctor`, `demo`."""
 
+import contextlib
 import sys
 import time
 from datetime import datetime
@@ -11,7 +12,7 @@ import typer
 from meshq.cli import layouts, screen
 from meshq.cli.options import Json
 from meshq.client import Client
-from meshq.documents import ACTIVE, StatusDocument, TaskSummaryDocument
+from meshq.documents import ACTIVE, TaskSummaryDocument
 
 WATCH_SECONDS: Final = 2.0
 _CLEAR = "\x1b[H\x1b[J"
@@ -23,30 +24,29 @@ def status(
 ) -> None:
     """Show every machine, the queues, and what runs."""
     with Client() as client:
-        while True:
-            document = client.status()
-            if json:
-                screen.document(document, lines=watch)
-            else:
-                lines = _status_lines(document, active_tasks(client))
-                if watch and screen.is_terminal(sys.stdout):
-                    sys.stdout.write(_CLEAR)
-                screen.say(*lines)
-            if not watch:
-                return
-            try:
+        if not watch:
+            _show_status(client, json=json, again=False)
+            return
+        with contextlib.suppress(KeyboardInterrupt):
+            while True:
+                _show_status(client, json=json, again=True)
                 time.sleep(WATCH_SECONDS)
-            except KeyboardInterrupt:
-                return
+
+
+def _show_status(client: Client, *, json: bool, again: bool) -> None:
+    document = client.status()
+    if json:
+        screen.document(document, lines=again)
+        return
+    lines = layouts.status_lines(document, active_tasks(client), datetime.now().astimezone(), screen.width(), screen.paint)
+    if again and screen.is_terminal(sys.stdout):
+        sys.stdout.write(_CLEAR)
+    screen.say(*lines)
 
 
 def active_tasks(client: Client) -> list[TaskSummaryDocument]:
     """What some machine is working on right now."""
     return [task for status in ACTIVE for task in client.tasks(status=status)]
-
-
-def _status_lines(document: StatusDocument, active: list[TaskSummaryDocument]) -> list[str]:
-    return layouts.status_lines(document, active, datetime.now().astimezone(), screen.width(), screen.paint)
 
 
 def peers(json: Json = False) -> None:

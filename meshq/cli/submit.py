@@ -85,9 +85,7 @@ def submit(
     """
     split: arguments.Split = ctx.meta[SPLIT]
     if follow and json:
-        raise UsageError(
-            "`--follow` prints the log and `--json` a document: choose one", "`--wait --json` waits, too"
-        )
+        raise UsageError("`--follow` prints the log and `--json` a document: choose one", "`--wait --json` waits, too")
     from meshq.submit.spec import SubmitOptions
 
     options = SubmitOptions(

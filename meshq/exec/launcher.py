@@ -39,7 +39,8 @@ class Zygote:
     def __init__(self) -> None:
         self._channel: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._waiting: dict[str, asyncio.Future[int]] = {}
+        self._requests = 0
+        self._waiting: dict[int, asyncio.Future[int]] = {}
         self._starting = asyncio.Lock()
 
     @property
@@ -82,17 +83,18 @@ class Zygote:
     async def _request(self, folder: str) -> int:
         channel = self._channel
         assert channel is not None
-        assert folder not in self._waiting
+        self._requests += 1
+        number = self._requests
         answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._waiting[folder] = answer
+        self._waiting[number] = answer
         try:
-            await asyncio.get_running_loop().sock_sendall(channel, os.fsencode(folder))
+            await asyncio.get_running_loop().sock_sendall(channel, b"%d %s" % (number, os.fsencode(folder)))
             return await answer
         except OSError:
             self._hang_up()
             raise _ZygoteDied from None
         finally:
-            self._waiting.pop(folder, None)
+            self._waiting.pop(number, None)
 
     def _read(self) -> None:
         assert self._channel is not None
@@ -108,7 +110,7 @@ class Zygote:
             self._hang_up()
 
     def _handle(self, packet: dict[str, Any]) -> None:
-        answer = self._waiting.get(packet["folder"])
+        answer = self._waiting.get(packet["request"])
         if answer is None or answer.done():
             return
         if "ended" in packet:

@@ -321,14 +321,15 @@ class Shim:
                 self._stop(reason or "cancelled")
                 self._kill_at = now()
 
-    def _reap(self) -> None:
+    def _reap(self) -> bool:
+        """Take the dead children; whether there are others. With none left, nothing descends from this process any more."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                return False
             if pid == 0:
-                return
+                return True
             if pid == self._pid:
                 self._status, self._usage = status, usage
 
@@ -371,13 +372,15 @@ class Shim:
             self._hole_end = 0
 
     def sweep(self) -> None:
-        """Kill what the task left behind, as often as it takes."""
+        """Kill what the task left behind, as often as it takes: /proc is read while processes fork and die."""
         until = now() + LEFTOVER_SECONDS
-        while (alive := kill_all(self._launch.fence, os.getpid())) and now() < until:
+        while now() < until:
+            alive = kill_all(self._launch.fence, os.getpid())
             self._left_behind = max(self._left_behind, alive)
+            if not self._reap() and not alive:
+                break
             self._poll.poll(20)  # the deaths of orphans arrive as SIGCHLD
             _drain(self._wake)
-            self._reap()
 
     def report(self) -> None:
         """Write `exit.json`. A disk that refuses is tried again: the end of a task is not lost for a full disk."""

@@ -2,10 +2,10 @@
 
 A fork of this takes well under a millisecond and shares its memory; a fork of the agent would drag its threads, sockets and
 secrets along, and starting an interpreter takes 20 ms. It is run by path, as `python -I -S zygote.py FD`, and speaks packets
-over the socket FD (SOCK_SEQPACKET): in comes the path of an attempt's folder; out go, as JSON,
+over the socket FD (SOCK_SEQPACKET): in comes "NUMBER FOLDER", a request and its attempt's folder; out go, as JSON,
 
-- {"folder", "pid", "error"}: from the shim itself, once the task is spawned or refused;
-- {"folder", "ended"}: from the zygote, when a shim has ended, so that one that dies without a word fails its request.
+- {"request", "pid", "error"}: from the shim itself, once the task is spawned or refused;
+- {"request", "ended"}: from the zygote, when a shim has ended, so that one that dies without a word fails its request.
 
 It ends when the socket does, which is when the agent does. The shims live on, as children of init.
 """
@@ -36,21 +36,21 @@ def serve(channel: int) -> None:
     poll = select.poll()
     poll.register(channel, select.POLLIN)
     poll.register(wake, select.POLLIN)
-    folders: dict[int, str] = {}
+    requests: dict[int, int] = {}
     while True:
         for descriptor, _ in poll.poll():
             if descriptor == wake:
                 os.read(wake, 4096)
-                _reap(channel, folders)
-            elif request := os.read(channel, REQUEST_BYTES_MAX):
-                folder = os.fsdecode(request)
-                if pid := _fork(channel, folder, (wake, writer)):
-                    folders[pid] = folder
+                _reap(channel, requests)
+            elif packet := os.read(channel, REQUEST_BYTES_MAX):
+                number, _, folder = packet.partition(b" ")
+                if pid := _fork(channel, int(number), os.fsdecode(folder), (wake, writer)):
+                    requests[pid] = int(number)
             else:
                 return
 
 
-def _fork(channel: int, folder: str, private: tuple[int, int]) -> int:
+def _fork(channel: int, request: int, folder: str, private: tuple[int, int]) -> int:
     """Fork a shim for this folder; 0 if that failed, which is told."""
     import signal
 
@@ -59,13 +59,13 @@ def _fork(channel: int, folder: str, private: tuple[int, int]) -> int:
     try:
         pid = os.fork()
     except OSError as error:
-        _tell(channel, folder=folder, pid=0, error=f"forking a shim: {error.strerror}")
+        _tell(channel, request=request, pid=0, error=f"forking a shim: {error.strerror}")
         return 0
     if pid:
         return pid
 
     def say(task: int, error: str) -> None:
-        _tell(channel, folder=folder, pid=task, error=error)
+        _tell(channel, request=request, pid=task, error=error)
         os.close(channel)  # held open, it would hide the agent's end from the zygote's
 
     code = 1
@@ -81,7 +81,7 @@ def _fork(channel: int, folder: str, private: tuple[int, int]) -> int:
         os._exit(code)
 
 
-def _reap(channel: int, folders: dict[int, str]) -> None:
+def _reap(channel: int, requests: dict[int, int]) -> None:
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -89,7 +89,7 @@ def _reap(channel: int, folders: dict[int, str]) -> None:
             return
         if pid == 0:
             return
-        _tell(channel, folder=folders.pop(pid, ""), ended=status)
+        _tell(channel, request=requests.pop(pid, 0), ended=status)
 
 
 def _tell(channel: int, **packet: int | str) -> None:

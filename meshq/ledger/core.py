@@ -476,9 +476,7 @@ class Ledger:
     def _adopt_one(self, now: float, task: TaskId, dot: Dot, claim: Claim, reading: Reading) -> OwnClaim:
         if dot in reading.started:
             return OwnClaim(task, dot, claim.attempt, Running(since=now))
-        token = fence(claim.attempt, dot)
-        self._after.append(Prepare(Claimed(task=task, fence=token, attempt=claim.attempt, spec=reading.row.spec)))
-        self._after += self._send(now, self._sessions.alive, {dot: task})
+        # What was being prepared when the agent died is given up: exec, which knows it, reports its end in a moment.
         return OwnClaim(task, dot, claim.attempt, Waiting(ready=False, pushed_at=now))
 
     def _review_own(self, now: float, own: OwnClaim, reading: Reading) -> None:

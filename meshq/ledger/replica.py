@@ -26,6 +26,7 @@ from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from heapq import nsmallest
 from itertools import pairwise
 
 from meshq import codec
@@ -83,6 +84,7 @@ class Replica:
         self._floors = dict(floors)
         self._writes: dict[ActorId, list[tuple[int, TaskId]]] = {}
         self._stale: Counter[ActorId] = Counter()
+        self._bytes: dict[TaskId, int] = {}  # of rows that were sent and have not changed since
         self._dirty_rows: dict[TaskId, None] = {}
         self._dirty_vector: dict[ActorId, None] = {}
         self._dirty_floors: dict[ActorId, None] = {}
@@ -193,7 +195,7 @@ class Replica:
         rows: list[Row] = []
         size, last = 0, True
         for task in self._above(request.vector, request.after):
-            size += row_bytes(self._rows[task])
+            size += self._size_of(task)
             if rows and (len(rows) == SYNC_ROWS_MAX or size > SYNC_BYTES_MAX):
                 last = False
                 break
@@ -249,6 +251,7 @@ class Replica:
     def _keep(self, task: TaskId, row: Row) -> None:
         before = self._rows[task].vector if task in self._rows else {}
         self._rows[task] = row
+        self._bytes.pop(task, None)
         self._dirty_rows[task] = None
         for actor, seq in row.vector.items():
             if seq > before.get(actor, 0):
@@ -264,14 +267,19 @@ class Replica:
             self._stale[actor] = 0
 
     def _above(self, vector: Vector, after: TaskId | None) -> list[TaskId]:
-        """The tasks with a write that the vector does not cover, in order, after the given one."""
+        """The first tasks, in order, after the given one, with a write that the vector does not cover: one more than fit."""
         tasks: dict[TaskId, None] = {}
         for actor, writes in self._writes.items():
             known = vector.get(actor, 0)
             if writes[-1][0] > known:
                 for _, task in writes[bisect_right(writes, known, key=lambda write: write[0]) :]:
                     tasks[task] = None
-        return sorted(task for task in tasks if after is None or task > after)
+        return nsmallest(SYNC_ROWS_MAX + 1, (task for task in tasks if after is None or task > after))
+
+    def _size_of(self, task: TaskId) -> int:
+        if task not in self._bytes:
+            self._bytes[task] = row_bytes(self._rows[task])
+        return self._bytes[task]
 
     def _detect_lost_database(self, vector: Vector) -> None:
         """Take a new ledger epoch if somebody has seen writes of mine that I know nothing of."""

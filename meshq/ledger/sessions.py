@@ -81,12 +81,13 @@ class Sessions:
         """Until when this peer must not claim, start or mourn: not after `now` if it may.
 
         A stall must be answered by another peer; with nobody alive there is nobody to ask. A start is a stall of unknown
-        length: an agent that knows of others and has not met them yet waits for them as long as the grace.
+        length: an agent that knows of others and has not met them yet waits for them as long as the grace. Peers that gossip
+        holds alive and that answer nothing (a firewall passes UDP only) don't block it for ever.
         """
         if self._stalled_at is None:
             return now
         if self._alive:
-            return inf
+            return self._stalled_at + self._config.validation_max
         others = any(peer != self._me and not view.left for peer, view in self._views.items())
         return self._began_at + self._config.grace if others else now
 

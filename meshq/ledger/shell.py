@@ -164,9 +164,13 @@ class LedgerShell:
     async def sync(self, peer: PeerId, request: SyncRequest) -> SyncPage:
         """A sync request that came in. The page may hold writes of a batch before: they go out after their commit."""
         page = self._core.handle_sync_request(self._clock(), peer, request)
+        await self.flush()
+        return page
+
+    async def flush(self) -> None:
+        """Returns when the effects of all inputs so far are carried out, hence committed."""
         if self._outbox:
             await self._feed([])
-        return page
 
     # ---- carrying out
 

@@ -19,10 +19,11 @@ class LedgerConfig:
     sync_idle: float = 15.0  # after three syncs in a row that brought nothing
     sync_timeout: float = 10.0
     stall_max: float = 5.0  # a longer stall (or one longer than the grace) must be answered by re-validation
+    validation_max: float = 30.0  # without any answer for so long (TCP is blocked, UDP is not) a peer goes on unvalidated
     quorum_window: float = 600.0  # members alive within it are counted when a peer asks whether it is cut off
     backoff_max: float = 300.0
 
 
 LAN: Final = LedgerConfig()
 WAN: Final = LedgerConfig(grace=20.0, ack_patience=2.0)  # detection alone takes about 20 s at 5 s probes
-FAST: Final = LedgerConfig(grace=2.0)
+FAST: Final = LedgerConfig(grace=2.0, validation_max=10.0)

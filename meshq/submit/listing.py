@@ -66,12 +66,16 @@ def git_paths(top: Path) -> tuple[list[bytes], list[bytes]]:
 
 
 def dulwich_paths(top: Path) -> tuple[list[bytes], list[bytes]]:
-    """The same by dulwich. An index that it can't read counts as empty."""
-    from dulwich.errors import ChecksumMismatch
+    """The same by dulwich. An index that it can't read counts as empty. UsageError if this is no repository after all."""
+    from dulwich.errors import ChecksumMismatch, NotGitRepository
     from dulwich.ignore import IgnoreFilterManager
     from dulwich.repo import Repo
 
-    with Repo(str(top)) as repository:
+    try:
+        opened = Repo(str(top))
+    except (NotGitRepository, ValueError, OSError) as error:
+        raise UsageError(f"{top / '.git'} leads to no repository: {error}", "repair it, or remove it") from None
+    with opened as repository:
         try:
             tracked = list(repository.open_index())
         except (FileNotFoundError, ChecksumMismatch):

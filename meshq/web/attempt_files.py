@@ -73,13 +73,11 @@ class AttemptFiles:
         self._home = home
 
     def folder(self, fence: Fence) -> Path | None:
-        """The folder with `log` and `outputs/`, or None."""
+        """The folder with `log` and `outputs/`, or None. Of an attempt that is being started the log may not be there yet."""
         if not is_fence(fence):
             return None
-        for parent in (self._home.attempts, self._home.kept):
-            if (parent / fence / "log").is_file():
-                return parent / fence
-        return None
+        folders = (parent / fence for parent in (self._home.attempts, self._home.kept))
+        return next((folder for folder in folders if folder.is_dir()), None)
 
     def has(self, fence: Fence) -> bool:
         return self.folder(fence) is not None
@@ -91,7 +89,8 @@ class AttemptFiles:
         return folder
 
     def _over(self, folder: Path) -> bool:
-        return folder.parent == self._home.kept or (folder / "exit.json").exists()
+        """Nothing more will be written. An attempt that vanished has no exit, but its end was reported."""
+        return folder.parent == self._home.kept or any((folder / name).exists() for name in ("exit.json", "reported"))
 
     async def log(self, fence: Fence, *, tail: int | None, follow: bool) -> AsyncIterator[bytes]:
         """The log, from `tail` lines before its end or from its beginning; with `follow` until the attempt is over."""

@@ -80,7 +80,8 @@ def task(name: str = "train", id: str = TASK, status: str = "running", **given: 
         "submitted_at": before(minutes=6), "started_at": None, "ended_at": None, "exit_code": None, "reason": None,
         "retry_of": None, "attempts": [], "parameters": {}, "outputs": [],
         "spec": {
-            "argv": ["train.py", "--lr", "0.1"], "needs": {"cpus": 4, "memory_bytes": 16 * GIB, "gpus": 1, "labels": {"room": "b12"}},
+            "argv": ["train.py", "--lr", "0.1"],
+            "needs": {"cpus": 4, "memory_bytes": 16 * GIB, "gpus": 1, "labels": {"room": "b12"}},
             "environment": {"needs_python": True}, "retries": 0, "time_limit": None, "lease": None, "isolation": "continue",
         },
     }  # fmt: skip

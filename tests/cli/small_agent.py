@@ -1,10 +1,12 @@
 """An agent that knows nothing but fixed answers: HTTP over the Unix socket of a home, for tests of client and commands."""
 
 import json
+import socket
 import socketserver
+import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -104,21 +106,30 @@ class _Server(socketserver.ThreadingMixIn, socketserver.BaseServer):
         handler = type("Handler", (_Handler,), {"agent": agent})
         super().__init__(("", 0), handler)
         self.socket = control.listen(agent.home)
+        self._connections: list[Any] = []
 
     def fileno(self) -> int:
         return self.socket.fileno()
 
     def get_request(self) -> tuple[Any, Any]:
-        return self.socket.accept()
-
-    def shutdown_request(self, request: Any) -> None:
-        request.close()
+        connection, address = self.socket.accept()
+        self._connections.append(connection)
+        return connection, address
 
     def close_request(self, request: Any) -> None:
         request.close()
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away is no failure of the test."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
     def server_close(self) -> None:
+        """As when an agent dies: nobody listens, and every connection is gone."""
         self.socket.close()
+        for connection in self._connections:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         super().server_close()
 
 

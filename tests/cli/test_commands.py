@@ -23,8 +23,8 @@ ME = {
 }  # fmt: skip
 
 EVERY_COMMAND_THAT_ASKS = [
-    ["status"], ["tasks"], ["show", "t"], ["logs", "t"], ["wait", "t"], ["fetch", "t"], ["cancel", "t"], ["retry", "t"], ["peers"],
-    ["doctor"], ["key"], ["leave"], ["submit", "--", "true"],
+    ["status"], ["tasks"], ["show", "t"], ["logs", "t"], ["wait", "t"], ["fetch", "t"], ["cancel", "t"], ["retry", "t"],
+    ["peers"], ["doctor"], ["key"], ["leave"], ["submit", "--", "true"],
 ]  # fmt: skip
 
 
@@ -70,12 +70,12 @@ def test_wrong_usage_exits_with_2_and_one_message(meshq: Meshq, arguments: list[
 
 
 def test_wrong_usage_under_json_is_a_document_too(meshq: Meshq) -> None:
-    done = meshq("tasks", "--json", "--quene", "x")
+    done = meshq("tasks", "--json", "--limits", "x")
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"] == {
         "code": "usage",
-        "message": "no such option `--quene`",
-        "hint": "did you mean `--queue`?",
+        "message": "no such option `--limits`",
+        "hint": "did you mean `--limit`?",
     }
 
 
@@ -225,6 +225,7 @@ def start(agent: SmallAgent, *arguments: str) -> Iterator[subprocess.Popen[bytes
     with subprocess.Popen(
         [sys.executable, "-m", "meshq", *arguments],
         env=os.environ | {"MESHQ_HOME": str(agent.home.root)},
+        cwd=agent.home.root,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:

@@ -68,8 +68,8 @@ def some_tasks() -> list[str]:
     tasks = [
         task("train", "aaaaaaaaaaaaaaaa", "queued", position=3, submitted_at=before(seconds=4)),
         task("train", "aaaaaaaabbbbbbbb", "running", started_at=before(hours=3), attempts=[attempt(1, "lab-2", "running")]),
-        task("eval", "cccccccccccccccc", "running", started_at=before(hours=3), reason="cancelling", submitted_at=before(days=2, hours=3),
-             attempts=[attempt(1, "lab-2", "running")]),
+        task("eval", "cccccccccccccccc", "running", started_at=before(hours=3), reason="cancelling",
+             submitted_at=before(days=2, hours=3), attempts=[attempt(1, "lab-2", "running")]),
         task("sweep", "dddddddddddddddd", "failed", exit_code=137, started_at=before(hours=1), ended_at=before(minutes=50),
              queue="default", attempts=[attempt(1, "lab-1", "lost"), attempt(2, "lab-3", "failed", exit_code=137)]),
     ]  # fmt: skip
@@ -83,9 +83,11 @@ def no_tasks() -> list[str]:
 def a_task_that_moved() -> list[str]:
     document = task(
         "train", TASK, "succeeded", priority=5, exit_code=0, started_at=before(minutes=5), ended_at=before(seconds=30),
-        retry_of=OTHER, outputs=[{"path": "model.npz", "bytes": 3 * 2**20}, {"path": "plots/loss.png", "bytes": 81_234}], outputs_total=112,
+        retry_of=OTHER, outputs=[{"path": "model.npz", "bytes": 3 * 2**20}, {"path": "plots/loss.png", "bytes": 81_234}],
+        outputs_total=112,
         attempts=[
-            attempt(1, "lab-1", "lost", started_at=before(minutes=20), ended_at=before(minutes=6), reason="lab-1 died and was silent for 8 s"),
+            attempt(1, "lab-1", "lost", started_at=before(minutes=20), ended_at=before(minutes=6),
+                    reason="lab-1 died and was silent for 8 s"),
             attempt(2, "lab-2", "succeeded", ended_at=before(seconds=30), exit_code=0),
         ],
     )  # fmt: skip

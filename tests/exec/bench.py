@@ -12,15 +12,19 @@ from meshq.exec import logs, shim
 from meshq.exec.attempts import Attempts
 from meshq.exec.launcher import Zygote
 from meshq.exec.worker import Exited, Vanished
-from meshq.ids import ActorId, Dot, Fence, PeerId, TaskId, fence
+from meshq.ids import ActorId, Dot, Fence, PeerId, TaskId, base32, fence
 from meshq.task import Claimed, Environment, Needs, TaskSpec
 
 LIMIT_SECONDS = 30.0  # for anything that should take milliseconds: a busy machine is no failure
 PYTHON = (sys.executable, "-I", "-S", "-c")
 
 
+# Fences are unique for ever, and a shim kills all that carries its own: tests that run side by side must differ in them.
+ACTOR = ActorId(base32(os.urandom(20))[:26] + ".1")
+
+
 def fence_of(number: int) -> Fence:
-    return fence(1, Dot(ActorId("a" * 26 + ".1"), number))
+    return fence(1, Dot(ACTOR, number))
 
 
 def claimed(number: int = 1, *, argv: tuple[str, ...] = ("true",), needs: Needs | None = None, **fields: Any) -> Claimed:

@@ -16,6 +16,7 @@ from meshq.exec import probe
 from meshq.exec.attempts import Alive
 from meshq.exec.probe import GpuReader, Probe, Sample
 from tests.exec.bench import LIMIT_SECONDS, Bench
+from tests.exec.test_shim import daemon_code
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -139,14 +140,9 @@ def test_the_probe_measures_in_its_own_thread_until_it_is_closed(tmp_path: Path)
 
 
 def test_what_a_task_leaves_in_the_background_is_of_its_shims_family(tmp_path: Path) -> None:
-    code = (
-        "import os, signal\nif os.fork() == 0:\n    os.setsid()\n    if os.fork(): os._exit(0)\n"
-        "    print('daemon', os.getpid(), flush=True)\nsignal.pause()"
-    )
-
     async def story() -> None:
         async with Bench(tmp_path) as bench:
-            fence = bench.prepare(1, code)
+            fence = bench.prepare(1, daemon_code("{}") + "import signal; signal.pause()")
             task = await bench.spawn(fence)
             daemon = int(await bench.line(fence, "daemon "))
             alive = bench.attempts.inspect(fence)

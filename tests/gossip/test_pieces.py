@@ -89,6 +89,15 @@ def test_every_round_probes_everybody_once(seed: int, count: int) -> None:
         assert sorted(str(order.next(peers)) for _ in peers) == sorted(peers)
 
 
+def test_rounds_are_shuffled_anew() -> None:
+    order = ProbeOrder(Random(0))
+    peers = [peer(str(number)) for number in range(10)]
+    for each in peers:
+        order.insert(each)
+    rounds = [tuple(order.next(peers) for _ in peers) for _ in range(5)]
+    assert len(set(rounds)) == 5
+
+
 @given(st.integers(0, 1000))
 def test_a_newcomer_is_probed_within_two_rounds_and_nobody_twice_for_it(seed: int) -> None:
     rng = Random(seed)

@@ -344,6 +344,26 @@ def test_the_dead_are_forgotten_after_a_week_and_the_left_after_a_day(swim: Buil
     assert core.members() == (member("a"),)
 
 
+def test_a_forgotten_member_leaves_no_trace(swim: Build) -> None:
+    core = swim("a")
+    record = Record(peer("b"), Epoch(1), 1, 0, b"record")
+    core.handle_packet(0, packet("b", rumors=(Rumor(member("b")),), records=(record,)), address("b"))
+    core.handle_packet(1, packet("b", rumors=(Rumor(member("b", LEFT, incarnation=1)),)), address("b"))
+    core.handle_timeout(86_400.0 * 2)
+    assert core.member(peer("b")) is None and core.record(peer("b")) is None and core.addresses(peer("b")) == ()
+    core.handle_packet(86_400.0 * 2, packet("c", rumors=(Rumor(member("c")),)), address("c"))
+    assert said_of(run_until(core, 86_400.0 * 2 + 5), "b") == []
+
+
+def test_a_member_that_came_back_from_the_dead_is_probed_again(swim: Build) -> None:
+    core = swim("a", member("b"), member("c"))
+    core.handle_packet(0, packet("b", rumors=(Rumor(member("c", DEAD)),)), address("b"))
+    answer_all(core, 20)
+    core.handle_packet(20, packet("c", rumors=(Rumor(member("c", incarnation=1)),)), address("c"))
+    pinged = [each.address for each in sent(answer_all(core, 30)) if isinstance(each.message, Ping)]
+    assert pinged.count(address("c")) >= 4
+
+
 def test_a_death_that_is_older_than_anybody_remembers_is_not_learnt(swim: Build) -> None:
     core = swim("a", member("b"))
     core.handle_packet(0, packet("b", rumors=(Rumor(member("x", DEAD), (), 8 * 86_400),)), address("b"))
@@ -597,6 +617,13 @@ def test_a_member_behind_an_address_translator_is_reached_where_its_ack_came_fro
     assert core.addresses(peer("b")) == (address("z"), address("b"))
 
 
+def test_a_new_run_may_be_anywhere_and_is_looked_for_where_it_says(swim: Build) -> None:
+    core = swim("a", member("b"))
+    moved = member("b", epoch=2, addresses=(address("q"),))
+    core.handle_packet(0, packet("c", rumors=(Rumor(member("c")), Rumor(moved))), address("c"))
+    assert core.addresses(peer("b")) == (address("q"),)
+
+
 # Telemetry
 
 
@@ -654,6 +681,17 @@ def test_a_digest_is_answered_with_what_is_newer_and_asks_for_what_is_older(swim
 
 def entry(name: str, version: int) -> DigestEntry:
     return DigestEntry(wire.short_id(peer(name)), 1 if version else 0, version)
+
+
+def test_large_records_are_sent_one_by_one_even_while_rumors_wait_and_at_most_three(swim: Build) -> None:
+    core = swim("a", *map(member, "bcdefg"))
+    for name in "cdefg":
+        record = Record(peer(name), Epoch(1), 1, 0, b"r" * RECORD_BYTES_MAX)
+        core.handle_packet(0, packet("b", records=(record,)), address("b"))
+    core.handle_packet(0, packet("b", rumors=(Rumor(member("c", incarnation=1)),)), address("b"))
+    digest = wire.pack_digest([entry(name, 0) for name in "cdefg"])
+    answers = sent(core.handle_packet(1, packet("b", digest=digest), address("b")))
+    assert [[record.peer for record in each.records] for each in answers] == [[each] for each in sorted(map(peer, "cdefg"))[:3]]
 
 
 def test_equal_digests_end_the_exchange(swim: Build) -> None:

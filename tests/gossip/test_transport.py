@@ -234,7 +234,9 @@ def test_the_gatekeeper_forgets_the_oldest_and_stays_bounded() -> None:
     for _ in range(UNAUTHENTICATED_PER_SECOND):
         assert gate.admits(0.0, ("flooder", 1))
         gate.failed(0.0, ("flooder", 1))
+    gate.proved(("flooder", 7733))
     assert not gate.admits(0.0, ("flooder", 2))
+    assert gate.admits(0.0, ("flooder", 7733)), "a member on the same machine is not silenced"
     assert gate.admits(1.0, ("flooder", 2))
 
 

@@ -12,7 +12,7 @@ from meshq.ledger.core import Ledger
 from meshq.ledger.effects import PeerView
 from meshq.ledger.row import Fact, NumberRegister, Row, TextRegister
 from meshq.ledger.timing import LAN, LedgerConfig
-from meshq.task import EndKind, Needs, Outcome, TaskSpec, Telemetry
+from meshq.task import EndKind, Outcome, TaskSpec, Telemetry
 
 
 def peer(name: str) -> PeerId:
@@ -85,6 +85,3 @@ def ledger(name: str = "a", rows: Iterable[Row] = (), *, config: LedgerConfig = 
 
 def busy(told: Telemetry) -> Telemetry:
     return replace(told, slots_free=0)
-
-
-GPU_NEEDS = Needs(gpus=1)

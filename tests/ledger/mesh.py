@@ -262,7 +262,11 @@ class SimPeer:
     def report(self, fence: Fence, outcome: Outcome) -> None:
         assert self.core is not None
         self.mesh.trace(self, "ended", fence, outcome.kind)
-        self.feed(self.core.handle_ended(self.mesh.world.now, fence, outcome), lambda: self.forget(fence))
+        before = self.core.counters.get("ends_of_ended_claims", 0)
+        effects = self.core.handle_ended(self.mesh.world.now, fence, outcome)
+        ignored = self.core.counters.get("ends_of_ended_claims", 0) > before
+        self.mesh.unheard += ignored and outcome.kind is EndKind.SUCCEEDED
+        self.feed(effects, lambda: self.forget(fence))
 
     def forget(self, fence: Fence) -> None:
         self.unreported.pop(fence, None)
@@ -271,9 +275,18 @@ class SimPeer:
 class Mesh:
     """The world, its peers, and what a watcher who sees everything would have noted."""
 
-    def __init__(self, seed: int, count: int, *, slots: int = 2, loss: float = 0.0, reliable: bool = True) -> None:
+    def __init__(
+        self,
+        seed: int,
+        count: int,
+        *,
+        slots: int = 2,
+        loss: float = 0.0,
+        reliable: bool = True,
+        delay: tuple[float, float] = (0.0005, 0.003),
+    ) -> None:
         self.world = World(seed)
-        self.network = Network(self.world, loss=loss, duplication=0.0 if reliable else 0.05)
+        self.network = Network(self.world, loss=loss, duplication=0.0 if reliable else 0.05, delay=delay)
         self.reliable = reliable
         self.failure_chance = self.release_chance = 0.0
         self.rng = self.world.rng_for("mesh")
@@ -281,6 +294,7 @@ class Mesh:
         self.live: dict[TaskId, dict[Fence, None]] = {}
         self.overlaps = 0
         self.starts = 0
+        self.unheard = 0
         self.submitted: list[TaskId] = []
         self.peers = {peer(name): SimPeer(self, name, slots) for name in "abcdefgh"[:count]}
         for one in self.peers.values():

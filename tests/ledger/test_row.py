@@ -1,6 +1,6 @@
 """The laws of merging rows, and that equal rows mean the same to everybody."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshq import codec
@@ -83,11 +83,13 @@ def test_rows_that_became_equal_on_different_ways_read_the_same(rows: list[Row])
     assert codec.encode(one) == codec.encode(other)
 
 
+@settings(max_examples=40)
 @given(three_rows())
 def test_a_row_survives_its_encoding(rows: list[Row]) -> None:
     assert codec.decode(Row, codec.encode(rows[0]), bytes_max=2**20) == rows[0]
 
 
+@settings(max_examples=40)
 @given(three_rows())
 def test_whatever_a_row_holds_can_be_read(rows: list[Row]) -> None:
     """Also facts of claims that the row does not have, and vectors that no correct peer writes."""

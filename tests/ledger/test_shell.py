@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -23,6 +24,8 @@ from meshq.task import Claimed, EndKind, Status
 from tests.ledger.builders import actor, dot, outcome, peer, row, spec, view, views
 
 LIMIT = 20.0
+QUICK = replace(FAST, validation_max=0.3)
+Work = Callable[[dict[str, "Node"]], Awaitable[None]]
 
 
 class Node:
@@ -32,9 +35,8 @@ class Node:
         self.nodes, self.id, self.home = nodes, peer(name), home
         self.store = Store.open(home, self.id)
         stored = self.store.load()
-        core = Ledger(
-            self.id, stored.ledger_epoch, FAST, stored.rows, stored.vector, stored.floors, Random(name), time.monotonic()
-        )
+        now, rng = time.monotonic(), Random(name)
+        core = Ledger(self.id, stored.ledger_epoch, QUICK, stored.rows, stored.vector, stored.floors, rng, now)
         hooks = Hooks(
             send_push=self.send_push, send_sync=self.send_sync, on_prepare=self.prepare, on_start=self.start,
             on_stop=lambda fence, reason: self.stops.append((fence, reason)), on_change=lambda task: self.changed.set(),
@@ -73,9 +75,7 @@ class Node:
                 await self.changed.wait()
 
 
-def on_nodes(
-    tmp_path: Path, names: str, work: Callable[[dict[str, Node]], Awaitable[None]], seen: Mapping[PeerId, PeerView]
-) -> None:
+def on_nodes(tmp_path: Path, names: str, work: Work, seen: Mapping[PeerId, PeerView]) -> None:
     """Run `work` while the shells of these nodes run."""
 
     async def main() -> None:
@@ -143,6 +143,7 @@ def test_many_tasks_each_run_once_and_everything_survives_on_every_disk(tmp_path
         assert len(ended) == len(tasks)
         for node in nodes.values():
             await node.until(lambda node=node: all(status(found(node, task)).final for task in tasks))  # type: ignore[misc]  # bound now
+            await node.shell.flush()
 
     on_nodes(tmp_path, "abc", work, THREE)
     for name in "abc":

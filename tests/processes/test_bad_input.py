@@ -12,7 +12,7 @@ from tests.processes.mesh import Agent, Done, Mesh, alive_at, free_port
 
 pytestmark = pytest.mark.xdist_group("processes")
 
-MESSAGE_LINES_MAX = 4
+MESSAGE_LINES_MAX = 5
 
 
 def assert_clear(code: int, said: str, expected: int, *words: str) -> None:
@@ -185,8 +185,7 @@ def test_requirements_that_cannot_be_solved_are_named_and_nothing_is_stored(ada:
     (tmp_path / "requirements.txt").write_text("six==1.16.0\nsix==1.15.0\n")
     before = tasks_of(ada)
     done = ada.run("submit", "--requirements", str(tmp_path / "requirements.txt"), str(tmp_path / "main.py"))
-    assert done.code == 1, done.err
-    assert "six" in done.err and "Traceback" not in done.err
+    assert_refused(done, 2, "six==1.16.0", "six==1.15.0")
     assert tasks_of(ada) == before
 
 
@@ -210,7 +209,7 @@ NAMING = ("show", "logs", "wait", "cancel", "retry", "fetch")
 
 @pytest.mark.parametrize("command", NAMING)
 def test_an_unknown_task_is_named(ada: Agent, command: str) -> None:
-    assert_refused(ada.run(command, "zzzz2222"), 1, "zzzz2222")
+    assert_refused(ada.run(command, "zzzz2222"), 2, "zzzz2222")
 
 
 @pytest.fixture(scope="module")
@@ -229,11 +228,11 @@ def twins(shared_mesh: Mesh) -> list[str]:
 @pytest.mark.parametrize("command", NAMING)
 def test_an_ambiguous_prefix_is_an_error_that_lists_the_ids(ada: Agent, twins: list[str], command: str) -> None:
     same = [task for task in twins if task[0] == twins[-1][0]]
-    assert_refused(ada.run(command, twins[-1][0]), 1, *same)
+    assert_refused(ada.run(command, twins[-1][0]), 2, *same)
 
 
 def test_an_ambiguous_name_is_an_error_that_lists_the_ids(ada: Agent, twins: list[str]) -> None:
-    assert_refused(ada.run("show", "twin"), 1, *twins[:2])
+    assert_refused(ada.run("show", "twin"), 2, *twins[:2])
 
 
 # --- the disk -------------------------------------------------------------------------------------------------------

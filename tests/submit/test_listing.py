@@ -268,6 +268,21 @@ def test_pipes_and_sockets_are_left_out_with_a_warning(cache: Path) -> None:
     assert [warning.split(" ")[0] for warning in taken.warnings] == ["pipe", "socket"]
 
 
+def test_a_git_file_that_is_none_is_named(tmp_path: Path, cache: Path) -> None:
+    for content in ("nonsense\n", ""):
+        write(tmp_path / "top" / ".git", content)
+        with pytest.raises(UsageError, match="leads to no repository"):
+            snapshot(None, tmp_path / "top", cache=cache)
+
+
+def test_a_submodule_that_was_copied_without_its_repository_is_a_folder_with_ignored_files(tmp_path: Path, cache: Path) -> None:
+    write(tmp_path / "top" / ".git", "gitdir: ../.git/modules/gone\n")
+    write(tmp_path / "top" / ".gitignore", "*.o\n")
+    write(tmp_path / "top" / "a.py")
+    write(tmp_path / "top" / "a.o")
+    assert paths_in(snapshot(None, tmp_path / "top", cache=cache)) == {b".gitignore", b"a.py"}
+
+
 def test_a_walk_that_finds_no_end_is_refused(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "FOLDERS_MAX", 3)
     for name in ("a", "b", "c", "d"):

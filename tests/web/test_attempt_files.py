@@ -52,6 +52,21 @@ def test_the_log_is_read_whole_or_from_its_last_lines(own: AttemptFiles) -> None
     assert asyncio.run(joined(own.log(FENCE, tail=1, follow=False))) == b"two\n"
 
 
+def test_a_log_that_is_not_there_yet_is_followed_until_the_attempt_is_reported(home: Home) -> None:
+    folder = home.attempts / FENCE
+    folder.mkdir()
+    files = AttemptFiles(home)
+
+    async def scenario() -> bytes:
+        following = asyncio.ensure_future(joined(files.log(FENCE, tail=None, follow=True)))
+        await asyncio.sleep(0)
+        (folder / "log").write_bytes(b"late\n")
+        (folder / "reported").touch()
+        return await following
+
+    assert asyncio.run(scenario()) == b"late\n"
+
+
 def test_outputs_are_listed_with_their_hashes_and_read(own: AttemptFiles) -> None:
     assert own.manifest(FENCE) == Manifest(files=(file("model", b"weights"),))
     assert asyncio.run(joined(own.output(FENCE, "model"))) == b"weights"

@@ -1,0 +1,170 @@
+"""A simulated machine: what outlives the agent on it, and what outlives the power.
+
+The disk keeps what was committed; a power cut takes back commits that were not made durable, the latest first. Attempts live
+in folders, as `meshq/exec/attempts.py` describes them, and their processes run on without an agent; a power cut ends them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from random import Random
+
+from meshq.exec.worker import Adopted, Exited, NeverStarted, StillRunning, Vanished
+from meshq.gossip.swim import KnownPeer
+from meshq.ids import ActorId, Fence, ObjectId, TaskId
+from meshq.ledger.effects import Persist
+from meshq.ledger.row import Row
+from meshq.task import Claimed
+from tests.simulator.invariants import Watcher
+from tests.simulator.world import Handle, World
+
+WALL = 1_700_000_000.0  # what the wall clocks show at the beginning; nothing may depend on it
+
+
+@dataclass(slots=True)
+class Disk:
+    """The ledger's database, the sources, the snapshot of known peers."""
+
+    ledger_epoch: int = 1
+    rows: dict[TaskId, Row] = field(default_factory=dict)
+    vector: dict[ActorId, int] = field(default_factory=dict)
+    floors: dict[ActorId, int] = field(default_factory=dict)
+    sources: dict[ObjectId, None] = field(default_factory=dict)
+    known_peers: tuple[KnownPeer, ...] = ()
+    _undo: list[Callable[[], None]] = field(default_factory=list)  # of what is not durable, in the order of the commits
+
+    def commit(self, persist: Persist) -> None:
+        """One transaction. A durable one makes all before it durable, too, as a write-ahead log does."""
+        rows, vector, floors = dict(self.rows), dict(self.vector), dict(self.floors)
+
+        def undo() -> None:
+            self.rows, self.vector, self.floors = rows, vector, floors
+
+        self._undo.append(undo)
+        self.rows |= {row.task: row for row in persist.rows}
+        self.vector |= {ActorId(actor): seq for actor, seq in persist.vector.items()}
+        self.floors |= {ActorId(actor): seq for actor, seq in persist.floors.items()}
+        if persist.durable:
+            self._undo.clear()
+
+    def lose_power(self, rng: Random) -> int:
+        """Some or all of what is not durable is gone; how many commits that are."""
+        lost = rng.randint(0, len(self._undo))
+        for undo in reversed(self._undo[len(self._undo) - lost :]):
+            undo()
+        self._undo.clear()
+        return lost
+
+
+@dataclass(slots=True)
+class Folder:
+    """One attempt. The same facts as in the real folder decide what became of it."""
+
+    claimed: Claimed
+    gpus: tuple[int, ...] = ()
+    started: bool = False  # by a shim: user code ran or runs
+    never: bool = False  # `started` was made by an agent: no shim may start it any more
+    ends: Handle | None = None  # of the process that runs
+    stopping: str = ""
+    exit: Exited | None = None
+    reported: bool = False
+
+
+class Machine:
+    """The attempts of one machine and the processes of those that run. `watcher` learns of every start and end."""
+
+    def __init__(self, world: World, watcher: Watcher, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.disk = Disk()
+        self.powered = True
+        self.folders: dict[Fence, Folder] = {}
+        self._watcher = watcher
+        self._watches: dict[Fence, Callable[[], None]] = {}
+
+    # ---- for the agent
+
+    def create(self, claimed: Claimed) -> None:
+        assert claimed.fence not in self.folders
+        self.folders[claimed.fence] = Folder(claimed)
+
+    def scan(self) -> Mapping[Fence, tuple[Claimed, Adopted]]:
+        """All attempts that were not reported; each that was not started is decided hereby."""
+        found = {fence: folder for fence, folder in self.folders.items() if not folder.reported}
+        return {fence: (folder.claimed, self.inspect(fence)) for fence, folder in found.items()}
+
+    def inspect(self, fence: Fence) -> Adopted:
+        folder = self.folders[fence]
+        if folder.exit is not None:
+            return folder.exit
+        if not folder.started:
+            folder.never = True
+            return NeverStarted()
+        return StillRunning() if folder.ends is not None else Vanished()
+
+    def watch(self, fence: Fence, call: Callable[[], None]) -> None:
+        """Call once nothing of the attempt runs; forgotten when the agent dies."""
+        if self.folders[fence].ends is None:
+            call()
+        else:
+            self._watches[fence] = call
+
+    def spawn(self, fence: Fence) -> None:
+        """What the zygote does: at most one of all that try gets to the user's code."""
+        folder = self.folders.get(fence)
+        if folder is None or folder.started or folder.never:
+            return
+        folder.started = True
+        rng = self.world.rng_for(f"run/{fence}")
+        seconds = rng.choice((0.05, 0.5, rng.uniform(0.5, 12.0)))
+        code = 0 if rng.random() < 0.8 else rng.choice((1, 3, 137))
+        folder.ends = self.world.call_later(seconds, self._exit, fence, code)
+        self._watcher.started(self.name, folder.claimed)
+
+    def signal(self, fence: Fence, reason: str) -> None:
+        """SIGTERM, SIGKILL after 10 s: most tasks end at once."""
+        folder = self.folders[fence]
+        if folder.ends is None or folder.stopping:
+            return
+        folder.stopping = reason
+        folder.ends.cancel()
+        rng = self.world.rng_for(f"stop/{fence}")
+        folder.ends = self.world.call_later(rng.choice((0.01, 0.01, 0.1, 10.0)), self._exit, fence, 143)
+
+    def forget_watches(self) -> None:
+        self._watches.clear()
+
+    # ---- faults
+
+    def kill_tasks(self) -> int:
+        """Every shim and its task die without a word; how many that were."""
+        running = [fence for fence, folder in self.folders.items() if folder.ends is not None]
+        for fence in running:
+            self._end(fence)
+        return len(running)
+
+    def lose_power(self, rng: Random) -> int:
+        """Everything stops; how many commits are lost. What no fsync protected may be gone."""
+        self.powered = False
+        self.forget_watches()
+        self.kill_tasks()
+        for fence in [fence for fence, folder in self.folders.items() if not folder.started and rng.random() < 0.5]:
+            del self.folders[fence]
+        return self.disk.lose_power(rng)
+
+    # ---- inside
+
+    def _exit(self, fence: Fence, code: int) -> None:
+        folder = self.folders[fence]
+        now = WALL + self.world.now
+        folder.exit = Exited(exit_code=code, stopped=folder.stopping, started_at=now, ended_at=now)
+        self._end(fence)
+
+    def _end(self, fence: Fence) -> None:
+        folder = self.folders[fence]
+        if folder.ends is not None:
+            folder.ends.cancel()
+        folder.ends = None
+        self._watcher.ended(self.name, folder.claimed, folder.exit)
+        watch = self._watches.pop(fence, None)
+        if watch is not None:
+            watch()

@@ -1,0 +1,132 @@
+"""What a seed means: how large the mesh is, how bad its network, what its users do and what breaks when.
+
+Everything is drawn before the run begins, so that a run can assert in the end that what was planned has happened.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from random import Random
+
+
+class Weather(StrEnum):
+    """What may happen in a run, and so what may be asked of it."""
+
+    FAIR = "fair"  # nothing breaks: one claim and one start for each task
+    GENTLE = "gentle"  # loss, crashes and restarts, but nobody is cut off, stopped or without its agent for long: P3 holds
+    STORMY = "stormy"  # everything
+
+
+class FaultKind(StrEnum):
+    KILL = "kill"  # SIGKILL of the agent
+    KILL_ALL = "kill-all"  # of the agent, its shims and their tasks
+    POWER = "power"  # the machine goes down, and comes back
+    GONE = "gone"  # the machine goes down for good
+    LEAVE = "leave"  # the agent leaves; it may join again
+    STOP = "stop"  # the agent is stopped (SIGSTOP) or starved for a while
+    PARTITION = "partition"
+    DEAF = "deaf"  # one direction between two machines is cut
+    SLOW = "slow"  # delays of up to half a second
+
+
+GENTLE = (FaultKind.KILL, FaultKind.KILL_ALL, FaultKind.POWER, FaultKind.LEAVE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """`victim` is drawn among those that it can hit; `seconds`: until it is over."""
+
+    at: float
+    kind: FaultKind
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    at: float
+    name: str
+    gpus: int
+    retries: int
+    priority: int
+    time_limit: float | None
+    lease: float | None
+    source: int | None  # tasks of the same number share a source
+    cancelled_after: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    seed: int
+    weather: Weather
+    profile: str  # of gossip and ledger
+    slots: tuple[int, ...]  # of each peer
+    gpus: tuple[int, ...]  # of each peer
+    loss: float
+    duplication: float
+    delay: tuple[float, float]
+    reliable: bool  # requests travel as on TCP connections; otherwise they are lost and doubled as packets are
+    release_chance: float
+    build_seconds: float
+    seconds: float  # until the faults end
+    submissions: tuple[Submission, ...]
+    faults: tuple[Fault, ...]
+
+
+DETECTION = {"lan": 8.0, "fast": 2.0}
+"""Roughly how long a death goes unnoticed, in seconds: the unit of a run's length."""
+
+
+def plan_for(seed: int, peers: int | None = None, weather: Weather | None = None) -> Plan:
+    rng = Random(f"{seed}/plan")
+    weather = weather or rng.choices(list(Weather), (1, 3, 6))[0]
+    profile = rng.choice(("lan", "lan", "fast"))
+    count = rng.choice((3, 3, 4, 5, 5, 6, 7))
+    count = peers or count
+    unit = DETECTION[profile]
+    seconds = 4.5 * unit
+    fair = weather is Weather.FAIR
+    faults = () if fair else _faults(rng, weather, unit, seconds)
+    gpus = tuple(rng.choice((0, 0, 1, 2)) for _ in range(count))
+    return Plan(
+        seed=seed, weather=weather, profile=profile,
+        slots=tuple(rng.choice((1, 2, 2, 3)) for _ in range(count)), gpus=gpus,
+        loss=0.0 if fair else rng.choice((0.0, 0.05, 0.1, 0.2)), duplication=0.0 if fair else rng.choice((0.0, 0.05)),
+        delay=rng.choice(((0.0005, 0.003), (0.002, 0.02))),
+        reliable=weather is not Weather.STORMY or rng.random() < 0.5,
+        release_chance=0.0 if fair else 0.05, build_seconds=rng.choice((0.2, 3.0)), seconds=seconds,
+        submissions=tuple(_submission(rng, number, seconds, any(gpus), fair) for number in range(rng.randint(6, 16))),
+        faults=faults,
+    )  # fmt: skip
+
+
+def _submission(rng: Random, number: int, seconds: float, gpus: bool, fair: bool) -> Submission:
+    return Submission(
+        at=2.0 + rng.uniform(0.0, seconds - 2.0),
+        name=f"t{number}",
+        gpus=rng.choice((0, 0, 0, 1)) if gpus else 0,
+        retries=rng.choice((0, 0, 2)),
+        priority=rng.choice((0, 0, 5)),
+        time_limit=rng.choice((None, None, 100.0)),
+        lease=None if fair else rng.choice((None, None, None, 20.0)),
+        source=rng.choice((None, number // 3)),
+        cancelled_after=rng.uniform(0.0, seconds / 3) if rng.random() < 0.15 else None,
+    )
+
+
+def _faults(rng: Random, weather: Weather, unit: float, seconds: float) -> tuple[Fault, ...]:
+    kinds = list(FaultKind) if weather is Weather.STORMY else list(GENTLE)
+    drawn = [rng.choice(kinds) for _ in range(rng.randint(2, 7))]
+    once = (FaultKind.GONE, FaultKind.LEAVE)
+    chosen = [kind for number, kind in enumerate(drawn) if kind not in once or kind not in drawn[:number]]
+    if FaultKind.GONE in chosen and FaultKind.LEAVE in chosen:
+        chosen.remove(FaultKind.LEAVE)  # a task with two copies must survive what goes for good
+    faults = [Fault(at=3.0 + rng.uniform(0.0, seconds - 3.0), kind=kind, seconds=_seconds(rng, kind, weather, unit)) for kind in chosen]
+    return tuple(sorted(faults, key=lambda fault: fault.at))
+
+
+def _seconds(rng: Random, kind: FaultKind, weather: Weather, unit: float) -> float:
+    """In gentle weather an agent is back before anybody could hold its machine dead and its lease over."""
+    if kind is FaultKind.KILL and weather is Weather.GENTLE:
+        return rng.uniform(0.02, 0.3) * unit
+    if kind is FaultKind.STOP:
+        return rng.choice((rng.uniform(0.05, 0.3), rng.uniform(0.3, 2.5))) * unit
+    return rng.choice((rng.uniform(0.02, 0.5), rng.uniform(0.5, 3.0))) * unit
