@@ -10,16 +10,16 @@
 Importing this package is cheap: its parts are loaded when they are first used.
 """
 
-from typing import TYPE_CHECKING, Any
+import typing
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from meshq.api import Mesh, Task, connect
     from meshq.errors import MeshqError, TaskFailed, Unplaceable, Unreachable, UsageError
 
 __all__ = ["Mesh", "MeshqError", "Task", "TaskFailed", "Unplaceable", "Unreachable", "UsageError", "connect"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> typing.Any:
     if name not in __all__:
         raise AttributeError(f"module 'meshq' has no attribute {name!r}")
     from meshq import api, errors

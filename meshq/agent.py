@@ -14,6 +14,7 @@ import logging
 import logging.handlers
 import os
 import random
+import resource
 import signal
 import socket
 import sys
@@ -86,7 +87,8 @@ class Agent:
     def __init__(self, home: Home) -> None:
         self.home = home
         self.settings: Settings = settings.load(home.settings)
-        self.warnings = hardening.harden()
+        self._task_limits = ((resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[0]),)
+        self.warnings = hardening.harden()  # raises the limit of open files: for the agent, not for tasks that use select()
         self._group = cookie.prepare_home(home, self.settings.group)
         self._key = keys.read(home.key)
         self._identity = identity.load_or_create(home.identity)
@@ -142,6 +144,7 @@ class Agent:
                 on_ended=self._attempt_ended, on_capacity=self._capacity_changed,
             ),
             gpus_allowed=self._gpus_allowed,
+            limits=self._task_limits,
         )  # fmt: skip
         self.peers = Peers(member, self._telemetry(), now)
         swim = Swim(member, PROFILES[profile], rng, now)
@@ -194,7 +197,6 @@ class Agent:
             loop.add_signal_handler(number, self._stop.set)
         ledger_loop = self._track(self.ledger.run(), "ledger")
         fences = await self.exec.start()
-        await self._measured()
         await self.ledger.adopt(fences)
         self.exec.adopt()
         await self._open_doors()
@@ -210,13 +212,6 @@ class Agent:
                 await ledger_loop  # raises: the disk has refused for too long
         finally:
             await self._close()
-
-    async def _measured(self) -> None:
-        """Before others hear of this peer, it should know what it has: a machine not yet looked at claims nothing."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(SETTLE_SECONDS):
-                while self.exec.sample() is None:
-                    await asyncio.sleep(0.02)
 
     async def _open_doors(self) -> None:
         peer_runner = make_runner(self.peer_api.application(RequestLimiter()))

@@ -120,6 +120,11 @@ class Home:
         return self.root / "ledger.sqlite"
 
     @property
+    def ledger_epoch(self) -> Path:
+        """Counts the databases that this home had, so that a deleted one is noticed."""
+        return self.root / "ledger.epoch"
+
+    @property
     def reserve(self) -> Path:
         return self.root / "reserve"
 

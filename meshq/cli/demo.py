@@ -38,13 +38,14 @@ SCRIPT: Final = "train_digits.py"
 LONGER: Final = ("--epochs", "20", "--slow", "0.4")
 STATE_SECONDS: Final = 180.0  # building an environment on a slow line takes this long, nothing else does
 KILL_ROUNDS: Final = 20
+DEATH_SECONDS: Final = 10.0
 SHOWN_KEY: Final = "mesh.key"
 
 
 def run_demo(wanted: Path | None) -> None:
     """Play the whole demo; MeshqError if a step does not go as it must."""
     outputs = _outputs_folder(wanted)
-    with _sigterm_as_interrupt(), _folder() as folder:
+    with _sigterm_as_interrupt(), _told_when_stopped(), _folder() as folder:
         shutil.copy(_example(), folder / "project" / SCRIPT)
         demo = Demo(folder)
         demo.start_mesh()
@@ -82,13 +83,13 @@ class Demo:
 
     def train(self, outputs: Path) -> None:
         self._tell("A script with its requirements goes to whichever machine is free. Its log comes back live.")
-        self._run("submit", SCRIPT, "--name", "digits", "--follow")
+        self._run("submit", "--name", "digits", "--follow", SCRIPT)
         self._tell("What it wrote into $MESHQ_OUTPUT_DIR is fetched from the machine that ran it.")
         self._run("fetch", "digits", "--to", str(outputs))
 
     def lose_a_machine(self) -> None:
         self._tell("A longer run, and the machine that runs it is lost: agent, supervisor and task get SIGKILL at once.")
-        self._run("submit", SCRIPT, "--name", "longer", "--retries", "0", "--", *LONGER)
+        self._run("submit", "--name", "longer", SCRIPT, *LONGER)
         task = self._until("the longer run trains", self._running)
         victim = task["attempts"][-1]["peer"]
         self._run("status")
@@ -244,6 +245,15 @@ def _sigterm_as_interrupt() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _told_when_stopped() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        screen.note("the demo was stopped, and everything that it had started is gone")
+        raise
+
+
+@contextlib.contextmanager
 def _folder() -> Iterator[Path]:
     """A new private folder; in the end all that runs for it is killed and it is removed."""
     folder = Path(tempfile.mkdtemp(prefix="meshq-demo-"))
@@ -295,5 +305,15 @@ def _kill_trees(roots: Sequence[int]) -> list[int]:
     for process in processes.values():
         with contextlib.suppress(psutil.Error):
             process.kill()
-    psutil.wait_procs(list(processes.values()), timeout=10)
+    deadline = time.monotonic() + DEATH_SECONDS
+    while any(map(_lives, processes.values())) and time.monotonic() < deadline:
+        time.sleep(0.02)
     return sorted(processes)
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether it can still do something: a zombie that nobody collects can't."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

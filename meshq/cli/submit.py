@@ -1,5 +1,7 @@
 """`meshq submit`: hand a script or a command to the mesh, and perhaps wait for it."""
 
+import functools
+import sys
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -10,12 +12,15 @@ from meshq.cli.options import Json, complete_queue
 from meshq.cli.tasks import announce, detached, result_line, write_log
 from meshq.client import Client, exit_code
 from meshq.errors import UsageError
+from meshq.terminal import harmless
 
 if TYPE_CHECKING:
     from meshq.submit.spec import SubmitOptions
 
 SPLIT: Final = "meshq.split"
 MANAGERS_NOT_YET: Final = ("pip", "conda", "poetry")
+WAITING: Final = ("queued", "waiting", "claimed", "preparing")
+LOOK_SECONDS: Final = 0.25
 Text = str | None
 Number = int | None
 
@@ -130,6 +135,8 @@ def _submit(options: "SubmitOptions", *, hold: bool, wait: bool, follow: bool, j
 def _outcome(client: Client, task: str, name: str, *, follow: bool) -> int:
     """Wait for the end of the task, showing its log if asked to; the exit code for it."""
     try:
+        if screen.is_terminal(sys.stderr):
+            _watch_start(client, task)
         if follow:
             write_log(client.follow_log(task))
         result = client.result(task)
@@ -137,3 +144,14 @@ def _outcome(client: Client, task: str, name: str, *, follow: bool) -> int:
         detached(name, task)
     screen.progress(result_line(name, result))
     return exit_code(result)
+
+
+def _watch_start(client: Client, task: str) -> None:
+    """Tell a person what happens until the task runs: an environment may take minutes to build."""
+    told = ""
+    while (state := client.patient(functools.partial(client.wait, task, LOOK_SECONDS)))["status"] in WAITING:
+        text = f"{state['status']}{' on ' + harmless(state['peer']) if state['peer'] else ''}"
+        text += f": {harmless(state['reason'])}" if state["reason"] else ""
+        if text != told:
+            screen.progress(text)
+        told = text

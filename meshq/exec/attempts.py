@@ -168,7 +168,8 @@ class Attempts:
         """The pid of the shim that holds the attempt, if one does."""
         with contextlib.suppress(OSError, ValueError):
             pid, ticks, boot = _read(self.folder(fence) / shim.LOCK, 256).decode("ascii", "replace").split()
-            if boot == shim.boot_id() and (found := shim.process(int(pid))) is not None and found.ticks == int(ticks):
+            found = shim.process(int(pid))
+            if found is not None and found.state not in "ZX" and found.ticks == int(ticks) and boot == shim.boot_id():
                 return int(pid)
         return None
 

@@ -32,6 +32,8 @@ def launch_for(
     *,
     python: str,
     gpus: tuple[int, ...],
+    gpu_names: tuple[str, ...] = (),
+    limits: tuple[tuple[int, int], ...] = (),
     home: Path,
     peer_name: str,
     environ: Mapping[str, str],
@@ -49,6 +51,8 @@ def launch_for(
         log_bytes_max=config.LOG_BYTES_MAX,
         log_head_bytes=LOG_HEAD_BYTES,
         rules=tuple(_rules(claimed, attempts, python, home)),
+        limits=limits,
+        gpu_names=gpu_names,
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar, assert_never
 from meshq import config
 from meshq.config import Home
 from meshq.errors import MeshqError
-from meshq.exec import outputs
+from meshq.exec import gpulock, outputs
 from meshq.exec.attempts import Alive, Attempts, Found, Unstarted
 from meshq.exec.effects import (
     AttemptEnded,
@@ -47,6 +47,7 @@ log = logging.getLogger("meshq.exec")
 T = TypeVar("T")
 
 EXPIRE_SECONDS: Final = 3600.0
+FIRST_SAMPLE_SECONDS: Final = 3.0
 RETRY_SECONDS: Final = 1.0  # after an error of the system while an attempt was watched
 
 FetchSourceInto = Callable[[Claimed, Path], Awaitable[None]]
@@ -80,9 +81,11 @@ class ExecShell:
         callbacks: Callbacks,
         gpus_allowed: frozenset[int] | None = None,
         environ: Mapping[str, str] = os.environ,
+        limits: tuple[tuple[int, int], ...] = (),
         with_probe: bool = True,
     ) -> None:
-        """`gpus_allowed`: the indices that may be given to tasks, None for all. `environ`: what tasks inherit."""
+        """`gpus_allowed`: the indices that may be given to tasks, None for all. `environ`: what tasks inherit; `limits`:
+        (RLIMIT_…, value) that tasks get where they should not inherit the agent's."""
         self._home = home
         self._peer_name = peer_name
         self._source = source
@@ -90,12 +93,14 @@ class ExecShell:
         self._callbacks = callbacks
         self._gpus_allowed = gpus_allowed
         self._environ = dict(environ)
+        self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._worker = Worker(config, self._loop.time())
         self._attempts = Attempts(home.attempts)
         self._zygote = Zygote()
         self._probe = Probe(home.root, self._shim_pids) if with_probe else None
         self._sample: Sample | None = None
+        self._measured = asyncio.Event()
         self._found: list[Found] = []
         self._folders: dict[Fence, asyncio.Task[Path]] = {}
         self._preparing: dict[Fence, set[asyncio.Task[None]]] = {}
@@ -116,6 +121,8 @@ class ExecShell:
         self._track(self._expire())
         if self._probe is not None:
             self._probe.start(self._sampled)
+            with contextlib.suppress(TimeoutError):  # a driver may hang: the machine is then unknown for longer
+                await asyncio.wait_for(self._measured.wait(), FIRST_SAMPLE_SECONDS)
         return tuple(found.claimed.fence for found in self._found)
 
     def adopt(self) -> None:
@@ -255,11 +262,18 @@ class ExecShell:
             self._attempts,
             python=python,
             gpus=gpus,
+            gpu_names=tuple(self._gpu_name(index) for index in gpus),
+            limits=self._limits,
             home=self._home.root,
             peer_name=self._peer_name,
             environ=self._environ,
         )
         self._attempts.write_launch(launch)
+
+    def _gpu_name(self, index: int) -> str:
+        """What all agents of this machine call the GPU: its UUID where NVML gives one."""
+        gpus = self._sample.gpus if self._sample is not None else ()
+        return next((gpu.uuid for gpu in gpus if gpu.index == index and gpu.uuid), f"index-{index}")
 
     @contextlib.contextmanager
     def _failure_is_told(self, fence: Fence) -> Iterator[None]:
@@ -336,8 +350,15 @@ class ExecShell:
 
     def _handle_sample(self, sample: Sample) -> None:
         self._sample = sample
+        self._measured.set()
         allowed = self._gpus_allowed
-        usable = tuple(each for each in sample.usable_gpus() if allowed is None or each.index in allowed)
+        mine = {gpu for each in self._worker.attempts().values() for gpu in each.gpus}
+        usable = tuple(
+            each
+            for each in sample.usable_gpus()
+            if (allowed is None or each.index in allowed)
+            and (each.index in mine or gpulock.is_free(self._gpu_name(each.index)))
+        )
         self._carry_out(self._worker.handle_gpus(self._loop.time(), usable))
 
     def _shim_pids(self) -> frozenset[int]:

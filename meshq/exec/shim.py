@@ -4,8 +4,8 @@ It is forked by the zygote, runs user code at most once (P2), and leaves the who
 any later agent can take over. In order:
 
 1. open `log`; take the flock on `lock` (proof of life: it is free exactly when this process is gone, whatever the pid
-   became) and write there who holds it; make the FIFO `ctl`; write `exit.tmp` in its full size, so that reporting the
-   end needs no free block of the disk;
+   became) and the locks of its GPUs; write into `lock` who holds it; make the FIFO `ctl`; write `exit.tmp` in its full size,
+   so that reporting the end needs no free block of the disk;
 2. create `started` with O_EXCL and fsync the folder. Whoever creates it first decides: a second shim refuses, and an agent that
    wants to be sure that an attempt will never start creates it itself;
 3. fork; the child leads its own session, dies with the shim (PDEATHSIG), is confined (see `confine`) and becomes the task;
@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from meshq.exec import confine
+from meshq.exec import confine, gpulock
 
 LAUNCH, LOCK, STARTED, RUN, LOG, CTL, EXIT = "launch.json", "lock", "started", "run.json", "log", "ctl", "exit.json"
 NEVER = b"never\n"  # in `started`: an agent made sure that this attempt will not start
@@ -68,6 +68,7 @@ class Launch(NamedTuple):
     log_head_bytes: int
     rules: tuple[tuple[str, str], ...]  # of `confine`
     limits: tuple[tuple[int, int], ...] = ()  # (RLIMIT_…, value)
+    gpu_names: tuple[str, ...] = ()  # of `gpus`, as all agents of this machine name them
 
 
 class Process(NamedTuple):
@@ -178,6 +179,7 @@ def read_launch(text: bytes) -> Launch:
         log_head_bytes=plain["log_head_bytes"],
         rules=tuple((path, access) for path, access in plain["rules"]),
         limits=tuple((which, value) for which, value in plain["limits"]),
+        gpu_names=tuple(plain["gpu_names"]),
     )
 
 
@@ -226,6 +228,7 @@ class Shim:
             raise Refused("another shim runs this attempt") from None
         if os.path.lexists(STARTED):
             raise Refused("this attempt was started before")  # before anything of the first shim is written over
+        self._take_gpus()
         me = process(os.getpid())
         assert me is not None
         os.ftruncate(self._lock, 0)
@@ -239,6 +242,14 @@ class Shim:
         except FileExistsError:
             raise Refused("this attempt was started before") from None
         _sync_folder()  # that it exists is what must survive a power cut; what it says need not
+
+    def _take_gpus(self) -> None:
+        """Refused if a task of another agent has one of them. Held, like `lock`, until this process is gone."""
+        for name in self._launch.gpu_names:
+            try:
+                gpulock.take(name)
+            except BlockingIOError:
+                raise Refused(f"the GPU {name} is in use by a task of another agent on this machine") from None
 
     def spawn(self) -> int:
         """Fork the task. From here on this process answers for it."""

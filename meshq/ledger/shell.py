@@ -86,6 +86,7 @@ class LedgerShell:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger-commit")
         self._group: asyncio.TaskGroup | None = None
         self._stored: dict[TaskId, asyncio.Event] = {}
+        self._closed = False
 
     @property
     def core(self) -> Ledger:
@@ -176,7 +177,9 @@ class LedgerShell:
 
     def _feed(self, effects: list[Effect]) -> "asyncio.Future[None]":
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if effects or self._outbox:
+        if self._closed:
+            _refuse(done)
+        elif effects or self._outbox:
             self._outbox.append(_Batch(effects, done))
             self._wake.set()
         else:
@@ -287,15 +290,19 @@ class LedgerShell:
 
     def _close(self) -> None:
         """Whoever still waits for a commit learns that it will not come."""
-        self._group = None
+        self._group, self._closed = None, True
         if self._timer is not None:
             self._timer.cancel()
         for batch in self._outbox:
             if not batch.done.done():
-                batch.done.set_exception(StoreError("the ledger has stopped before this was committed"))
-                batch.done.exception()  # nobody has to ask
+                _refuse(batch.done)
         self._outbox.clear()
         self._thread.shutdown(wait=True)
+
+
+def _refuse(done: "asyncio.Future[None]") -> None:
+    done.set_exception(StoreError("the ledger has stopped before this was committed"))
+    done.exception()  # nobody has to ask
 
 
 def merge_persists(persists: Sequence[Persist]) -> Persist:

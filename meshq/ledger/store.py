@@ -111,7 +111,7 @@ class Store:
 
     def _prepare(self, *, new: bool) -> None:
         """Create the tables, and see to it that no write of an earlier database is named again."""
-        counted = _read_counter(_counter_file(self._home))
+        counted = _read_counter(self._home.ledger_epoch)
         if new:
             self._write_counter(counted + 1)
             self._transaction(lambda: self._create(counted + 1))
@@ -231,9 +231,9 @@ class Store:
 
     def _write_counter(self, ledger_epoch: int) -> None:
         try:
-            _replace_durably(_counter_file(self._home), str(ledger_epoch))
+            _replace_durably(self._home.ledger_epoch, str(ledger_epoch))
         except OSError as error:
-            raise StoreError(f"counting the ledger epoch in {_counter_file(self._home)}: {error}") from error
+            raise StoreError(f"counting the ledger epoch in {self._home.ledger_epoch}: {error}") from error
 
     def _give_reserve(self, error: sqlite3.DatabaseError) -> bool:
         """Whether the failure was a full disk and there was a reserve to give back."""
@@ -280,10 +280,6 @@ def _set_aside(file: Path) -> None:
         part = file.with_name(file.name + suffix)
         if part.exists():
             part.rename(target.with_name(target.name + suffix))
-
-
-def _counter_file(home: Home) -> Path:
-    return home.root / "ledger.epoch"
 
 
 def _read_counter(file: Path) -> int:

@@ -197,6 +197,8 @@ def test_a_disk_that_refuses_for_too_long_ends_the_agent_and_tells_who_waits(
             await node.shell.submit([spec()], hold=False)
         with pytest.raises(StoreError, match="readonly"):
             await loop
+        with pytest.raises(StoreError, match="has stopped before"):
+            await node.shell.cancel(next(node.shell.core.tasks()).task, "ann@a")
         assert node.starts == []
         node.store.close()
 

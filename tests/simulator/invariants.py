@@ -23,6 +23,7 @@ from meshq.task import Claimed, EndKind, Status, Telemetry
 from tests.simulator.world import World
 
 STORY_LINES = 90
+STOPPED_WITHIN = 12.0  # after its claim ended: SIGTERM, 10 s, SIGKILL
 
 
 class Violation(AssertionError):
@@ -55,6 +56,7 @@ class Watcher:
         self._finished: dict[Fence, tuple[str, TaskId]] = {}  # ended by itself with 0: nobody may lose that
         self._names: dict[str, str] = {}  # by the head of the peer id
         self._incarnations: dict[PeerId, tuple[int, int]] = {}
+        self._over_since: dict[Fence, float] = {}
         self._readings: dict[tuple[str, TaskId], Reading] = {}
 
     # ---- the story
@@ -111,6 +113,28 @@ class Watcher:
         started = any(isinstance(fact, Started) and fact.claim == claim for fact in known.values())
         if not isinstance(known.get(claim), Claim) or not started:
             self.fail(f"I9: {place} starts {fence} without a committed claim and start")
+
+    def check_running(self, place: str, core: Ledger, running: Iterable[Claimed]) -> None:
+        """What runs here is known here: what has ended is stopped, what others hold lost is taken back."""
+        for claimed in running:
+            _, dot = split_fence(claimed.fence)
+            row = core.row(claimed.task)
+            reading = read(row) if row is not None else None
+            if reading is None or dot not in reading.claims:
+                continue  # its row comes with a sync
+            if dot not in reading.ended:
+                if dot in reading.lost:
+                    self.fail(f"P3: {place} runs {short(claimed.fence)}, knows that it is held lost, and says nothing", claimed.task)
+                continue
+            since = self._over_since.setdefault(claimed.fence, self.world.now)
+            if self.world.now - since > STOPPED_WITHIN:
+                self.fail(f"P3: {place} runs {short(claimed.fence)} on although it has ended", claimed.task)
+
+    def check_no_duplicates(self) -> None:
+        """L5: of attempts that a fault had let run at once, one is left."""
+        for task, fences in self.live().items():
+            if len(fences) > 1:
+                self.fail(f"L5: still live at once: {fences}", task)
 
     # ---- writes (I2, I3) and what they mean (I6)
 

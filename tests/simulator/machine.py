@@ -72,8 +72,10 @@ class Folder:
 class Machine:
     """The attempts of one machine and the processes of those that run. `watcher` learns of every start and end."""
 
-    def __init__(self, world: World, watcher: Watcher, name: str) -> None:
+    def __init__(self, world: World, watcher: Watcher, name: str, seconds_max: float) -> None:
+        """`seconds_max`: how long a task runs at most."""
         self.world = world
+        self._seconds_max = seconds_max
         self.name = name
         self.disk = Disk()
         self.powered = True
@@ -115,7 +117,7 @@ class Machine:
             return
         folder.started = True
         rng = self.world.rng_for(f"run/{fence}")
-        seconds = rng.choice((0.05, 0.5, rng.uniform(0.5, 12.0)))
+        seconds = rng.choice((0.05, 0.5, rng.uniform(0.5, self._seconds_max)))
         code = 0 if rng.random() < 0.8 else rng.choice((1, 3, 137))
         folder.ends = self.world.call_later(seconds, self._exit, fence, code)
         self._watcher.started(self.name, folder.claimed)
@@ -129,6 +131,10 @@ class Machine:
         folder.ends.cancel()
         rng = self.world.rng_for(f"stop/{fence}")
         folder.ends = self.world.call_later(rng.choice((0.01, 0.01, 0.1, 10.0)), self._exit, fence, 143)
+
+    def running(self) -> list[Claimed]:
+        """Whose user code runs now."""
+        return [folder.claimed for folder in self.folders.values() if folder.ends is not None]
 
     def forget_watches(self) -> None:
         self._watches.clear()

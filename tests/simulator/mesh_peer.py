@@ -58,7 +58,7 @@ class MeshPeer:
         self.name = name
         self.slots = slots
         self.gpus = gpus
-        self.machine = Machine(mesh.world, mesh.watcher, name)
+        self.machine = Machine(mesh.world, mesh.watcher, name, mesh.plan.run_seconds)
         self.gossip: GossipPeer = mesh.gossip.add(name, self._gossip_effect)
         self.id: PeerId = self.gossip.id
         self.gone = False  # for good: its machine never comes back, or it left
@@ -68,6 +68,7 @@ class MeshPeer:
         self.stopped_until = 0.0
         self._run = 0  # tells calls of an earlier run apart
         self._held_back: list[Callable[[], None]] = []
+        self._trap: tuple[int, Callable[[], None]] | None = None
 
     @property
     def core(self) -> Ledger:
@@ -111,6 +112,7 @@ class MeshPeer:
             if self.rng.random() < 0.5:  # its zygote had read the request already
                 self.world.call_later(self.rng.uniform(0.0, 0.1), self._spawn_if_powered, fence)
         self.running, self.ledger = False, None
+        self.disarm()
         self._held_back.clear()
         self.machine.forget_watches()
         for timer in self._timers.values():
@@ -146,6 +148,28 @@ class MeshPeer:
     def _left(self) -> None:
         self.mesh.watcher.note(self.name, "has left")
         self.kill()
+
+    def set_trap(self, effects: int, spring: Callable[[], None]) -> None:
+        """Call `spring`, which kills, between two effects: after so many more of ledger and exec are carried out."""
+        assert self._trap is None
+        self._trap = (effects, spring)
+
+    @property
+    def trapped(self) -> bool:
+        return self._trap is not None
+
+    def disarm(self) -> None:
+        self._trap = None
+
+    def _sprung(self) -> bool:
+        """One more effect is to be carried out; True if the agent has died before it."""
+        if self._trap is not None:
+            left, spring = self._trap
+            self._trap = (left - 1, spring)
+            if left <= 0 and self.awake:
+                self._trap = None
+                spring()
+        return not self.running
 
     def _adopted(self, found: Sequence[tuple[Claimed, Adopted]]) -> None:
         for claimed, state in found:
@@ -311,12 +335,18 @@ class MeshPeer:
         self._commit_now([effect for batch in batches for effect in batch.effects])
         for batch in batches:
             for effect in batch.effects:
+                if self._sprung():
+                    return
                 self._carry_out_one(effect)
+                if not self.running:
+                    return
             self._outbox.popleft()
             if batch.then is not None:
                 batch.then()
+                if not self.running:
+                    return
         self._committing = []
-        if self._outbox and self.running:
+        if self._outbox:
             self._commit()
 
     def _carry_out_one(self, effect: ledger_effects.Effect) -> None:
@@ -466,6 +496,8 @@ class MeshPeer:
     def _exec(self, effects: Sequence[exec_effects.Effect]) -> None:
         self.worker.check()
         for effect in effects:
+            if self._sprung():
+                return
             self._exec_one(effect)
         self._timer("worker", self.worker.deadline(), lambda: self._exec(self.worker.handle_timeout(self.world.now)))
 

@@ -38,6 +38,7 @@ class Fault:
     at: float
     kind: FaultKind
     seconds: float
+    effects: int | None = None  # strike between two effects of the victim, after so many more; None: at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +67,7 @@ class Plan:
     reliable: bool  # requests travel as on TCP connections; otherwise they are lost and doubled as packets are
     release_chance: float
     build_seconds: float
+    run_seconds: float  # of a task, at most
     seconds: float  # until the faults end
     submissions: tuple[Submission, ...]
     faults: tuple[Fault, ...]
@@ -92,7 +94,7 @@ def plan_for(seed: int, peers: int | None = None, weather: Weather | None = None
         loss=0.0 if fair else rng.choice((0.0, 0.05, 0.1, 0.2)), duplication=0.0 if fair else rng.choice((0.0, 0.05)),
         delay=rng.choice(((0.0005, 0.003), (0.002, 0.02))),
         reliable=weather is not Weather.STORMY or rng.random() < 0.5,
-        release_chance=0.0 if fair else 0.05, build_seconds=rng.choice((0.2, 3.0)), seconds=seconds,
+        release_chance=0.0 if fair else 0.05, build_seconds=rng.choice((0.2, 3.0)), run_seconds=3.0 * unit, seconds=seconds,
         submissions=tuple(_submission(rng, number, seconds, any(gpus), fair) for number in range(rng.randint(6, 16))),
         faults=faults,
     )  # fmt: skip
@@ -114,19 +116,31 @@ def _submission(rng: Random, number: int, seconds: float, gpus: bool, fair: bool
 
 def _faults(rng: Random, weather: Weather, unit: float, seconds: float) -> tuple[Fault, ...]:
     kinds = list(FaultKind) if weather is Weather.STORMY else list(GENTLE)
-    drawn = [rng.choice(kinds) for _ in range(rng.randint(2, 7))]
+    drawn = [rng.choice(kinds) for _ in range(rng.randint(3, 9))]
     once = (FaultKind.GONE, FaultKind.LEAVE)
     chosen = [kind for number, kind in enumerate(drawn) if kind not in once or kind not in drawn[:number]]
     if FaultKind.GONE in chosen and FaultKind.LEAVE in chosen:
         chosen.remove(FaultKind.LEAVE)  # a task with two copies must survive what goes for good
-    faults = [Fault(at=3.0 + rng.uniform(0.0, seconds - 3.0), kind=kind, seconds=_seconds(rng, kind, weather, unit)) for kind in chosen]
+    faults = [_fault(rng, kind, weather, unit, seconds) for kind in chosen]
     return tuple(sorted(faults, key=lambda fault: fault.at))
+
+
+def _fault(rng: Random, kind: FaultKind, weather: Weather, unit: float, seconds: float) -> Fault:
+    deadly = kind in (FaultKind.KILL, FaultKind.KILL_ALL, FaultKind.POWER, FaultKind.GONE)
+    return Fault(
+        at=3.0 + rng.uniform(0.0, seconds - 3.0),
+        kind=kind,
+        seconds=_seconds(rng, kind, weather, unit),
+        effects=rng.randint(0, 12) if deadly and rng.random() < 0.6 else None,
+    )
 
 
 def _seconds(rng: Random, kind: FaultKind, weather: Weather, unit: float) -> float:
     """In gentle weather an agent is back before anybody could hold its machine dead and its lease over."""
     if kind is FaultKind.KILL and weather is Weather.GENTLE:
         return rng.uniform(0.02, 0.3) * unit
+    if kind in (FaultKind.PARTITION, FaultKind.DEAF):
+        return 1.5 + rng.choice((rng.uniform(0.0, 0.5), rng.uniform(0.5, 3.0))) * unit
     if kind is FaultKind.STOP:
         return rng.choice((rng.uniform(0.05, 0.3), rng.uniform(0.3, 2.5))) * unit
     return rng.choice((rng.uniform(0.02, 0.5), rng.uniform(0.5, 3.0))) * unit

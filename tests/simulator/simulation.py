@@ -7,7 +7,7 @@ returns a `Report`.
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from meshq.gossip.swim import PROFILES
@@ -24,8 +24,11 @@ from tests.simulator.world import Network, World
 
 TIMINGS = {"lan": timing.LAN, "fast": timing.FAST}
 CALM_LIMIT = 400.0  # seconds after the last fault; `docs` and the report say how long it takes in fact
+AGREEMENT_LIMITS = {"lan": 24.0 + 3 * 30.0, "fast": 2.25 + 3 * 10.0}  # L1: the longest suspicion and three push/pulls
+DUPLICATES_LIMIT = 5.0 + 5.0 + 10.0  # L5: 5 s, a round of anti-entropy, and a task that ignores SIGTERM
 LOOK_EVERY = 1.0
 POSTPONE = 0.5
+TRAP_SECONDS = 5.0  # then it strikes without waiting for effects
 CLAIMS_PER_TASK_MAX = 1.1
 
 
@@ -60,6 +63,9 @@ class Simulation:
         self.tasks: list[TaskId] = []
         self.happened: Counter[str] = Counter()
         self._faulty = True
+        self._cuts = 0
+        self._calm_at: float | None = None
+        self._agreed_after: float | None = None
         self._hit_at: dict[PeerId, float] = {}
         self._cancel_after: dict[str, float] = {s.name: s.cancelled_after for s in plan.submissions if s.cancelled_after}
         for peer in made:
@@ -75,10 +81,10 @@ class Simulation:
         self.world.call_at(2.0, self._spoil_network)
         self._advance(lambda: self.world.now >= self.plan.seconds and self._all_broken(), self.plan.seconds + 120.0)
         self._calm_down()
-        calm_at = self.world.now
-        if not self._advance(self.settled, calm_at + CALM_LIMIT):
-            self.watcher.fail(f"P5: not equal and done {CALM_LIMIT:g} s after the faults:\n{self._why_unsettled()}")
-        return self._report(self.world.now - calm_at)
+        self._calm_at = self.world.now
+        if not self._advance(self.settled, self._calm_at + CALM_LIMIT):
+            self.watcher.fail(f"P5: not equal and done {CALM_LIMIT:g} s after the faults: {self._why_unsettled()}")
+        return self._report(self.world.now - self._calm_at)
 
     def _advance(self, done: Callable[[], bool], limit: float) -> bool:
         while not done():
@@ -92,6 +98,17 @@ class Simulation:
         """What is too dear to be checked after every call."""
         for peer in self.running():
             self.watcher.check_vector(peer.name, peer.core)
+            if peer.awake and peer.doors_open:
+                self.watcher.check_running(peer.name, peer.core, peer.machine.running())
+        if self._calm_at is None:
+            return
+        calm_for = self.world.now - self._calm_at
+        if self._agreed_after is None and self.gossip.converged() and not self._absent():
+            self._agreed_after = calm_for
+        if self._agreed_after is None and calm_for > AGREEMENT_LIMITS[self.plan.profile]:
+            self.watcher.fail(f"L1: the memberships differ {calm_for:g} s after the faults")
+        if self._agreed_after is not None and calm_for > self._agreed_after + DUPLICATES_LIMIT:
+            self.watcher.check_no_duplicates()
 
     def running(self) -> list[MeshPeer]:
         return [peer for peer in self.peers.values() if peer.running]
@@ -141,33 +158,58 @@ class Simulation:
         self.network.loss, self.network.duplication = self.plan.loss, self.plan.duplication
 
     def _all_broken(self) -> bool:
-        return sum(self.happened[kind] for kind in FaultKind) == len(self.plan.faults)
+        """All has happened that was planned, and nobody is cut off any more."""
+        return not self._cuts and sum(self.happened[kind] for kind in FaultKind) == len(self.plan.faults)
 
     def _break(self, fault: Fault) -> None:
         """Let it happen now, or as soon as it can hit anybody."""
-        if not self._faulty or not self._strike(fault):
+        if not self._strike(fault):
             self.world.call_later(POSTPONE, self._break, fault)
-            return
-        self.happened[fault.kind] += 1
 
     def _strike(self, fault: Fault) -> bool:
         if fault.kind in (FaultKind.PARTITION, FaultKind.DEAF, FaultKind.SLOW):
-            self._strike_network(fault)
-            return True
-        victims = [peer for peer in self.running() if peer.awake and peer.doors_open and not peer.draining and self._rested(peer)]
+            able = [peer.name for peer in self.running() if peer.awake and peer.doors_open]
+            if len(able) > 1:
+                self._strike_network(fault, self.rng.sample(able, 2))
+                self.happened[fault.kind] += 1
+            return len(able) > 1
+        victims = [peer for peer in self.running() if peer.awake and peer.doors_open and not peer.draining and self._rested(peer) and not peer.trapped]
         if not victims or (fault.kind in (FaultKind.GONE, FaultKind.LEAVE) and len(self.running()) < 3):
             return False
         busy = [peer for peer in victims if any(folder.ends for folder in peer.machine.folders.values())]
-        self._strike_peer(fault, self.rng.choice(busy or victims))
+        victim = self.rng.choice(busy or victims)
+        if fault.effects is None:
+            self._strike_peer(fault, victim)
+        else:
+            self._set_trap(fault, fault.effects, victim)
         return True
+
+    def _set_trap(self, fault: Fault, effects: int, victim: MeshPeer) -> None:
+        sprung: list[bool] = []
+
+        def spring() -> None:
+            sprung.append(True)
+            self._strike_peer(fault, victim)
+
+        def strike_anyway() -> None:  # too little happened there, or it died of something else
+            if not sprung:
+                victim.disarm()
+                self._break(replace(fault, effects=None))
+
+        self._hit_at[victim.id] = self.world.now + TRAP_SECONDS
+        victim.set_trap(effects, spring)
+        self.world.call_later(TRAP_SECONDS, strike_anyway)
 
     def _rested(self, peer: MeshPeer) -> bool:
         """In gentle weather nobody is hit again before the mesh can have noticed that it is back."""
         return self.plan.weather is Weather.STORMY or self.world.now - self._hit_at.get(peer.id, -100.0) > 15.0
 
-    def _strike_network(self, fault: Fault) -> None:
-        names = [peer.name for peer in self.peers.values()]
+    def _strike_network(self, fault: Fault, ends: list[str]) -> None:
+        """`ends`: two that run, between which the cut goes."""
+        names = [peer.name for peer in self.peers.values() if peer.name not in ends]
         self.rng.shuffle(names)
+        names = [ends[0], *names, ends[1]]
+        self._cuts += fault.kind is not FaultKind.SLOW
         match fault.kind:
             case FaultKind.PARTITION:
                 at = self.rng.randint(1, len(names) - 1)
@@ -175,8 +217,8 @@ class Simulation:
                 self.network.partition([names[:at], names[at:]])
                 self.world.call_later(fault.seconds, self._heal)
             case FaultKind.DEAF:
-                self.watcher.note("net", f"carries nothing from {names[0]} to {names[1]}")
-                self.network.cut(names[0], names[1])
+                self.watcher.note("net", f"carries nothing from {ends[0]} to {ends[1]}")
+                self.network.cut(ends[0], ends[1])
                 self.world.call_later(fault.seconds, self._heal)
             case _:
                 self.watcher.note("net", "gets slow")
@@ -184,14 +226,18 @@ class Simulation:
                 self.world.call_later(fault.seconds, self._speed_up)
 
     def _heal(self) -> None:
-        self.watcher.note("net", "is whole again")
-        self.network.heal()
+        """Everything is healed at once, when the last of several cuts is over."""
+        self._cuts -= 1
+        if not self._cuts:
+            self.watcher.note("net", "is whole again")
+            self.network.heal()
 
     def _speed_up(self) -> None:
         self.network.delay = self.plan.delay
 
     def _strike_peer(self, fault: Fault, peer: MeshPeer) -> None:
         self._hit_at[peer.id] = self.world.now + fault.seconds
+        self.happened[fault.kind] += 1
         self.watcher.note(peer.name, f"is hit: {fault.kind} for {fault.seconds:.2f} s")
         match fault.kind:
             case FaultKind.KILL:
@@ -256,8 +302,7 @@ class Simulation:
 
     def _why_unsettled(self) -> str:
         """Empty if all is equal and done; else the first thing that is not."""
-        absent = [peer.name for peer in self.peers.values() if peer.running == peer.gone]
-        if absent:
+        if absent := self._absent():
             return f"{absent} come or go"
         if busy := [peer.name for peer in self.running() if not peer.idle()]:
             return f"{busy} are busy"
@@ -273,6 +318,10 @@ class Simulation:
         if any(core.vector != first.vector or {row.task: row for row in core.tasks()} != rows for core in others):
             return "the ledgers differ"
         return ""
+
+    def _absent(self) -> list[str]:
+        """Who should run and does not, or the other way round."""
+        return [peer.name for peer in self.peers.values() if peer.running == peer.gone]
 
     def _is_done(self, task: TaskId) -> bool:
         rows = [row for peer in self.running() if (row := peer.core.row(task)) is not None]
