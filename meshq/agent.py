@@ -197,6 +197,8 @@ class Agent:
             loop.add_signal_handler(number, self._stop.set)
         ledger_loop = self._track(self.ledger.run(), "ledger")
         fences = await self.exec.start()
+        self.peers.handle_own_telemetry(self._telemetry())
+        self._tell_views()  # what this peer has; without it a machine that is alone could not even take its own tasks
         await self.ledger.adopt(fences)
         self.exec.adopt()
         await self._open_doors()

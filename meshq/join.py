@@ -102,13 +102,13 @@ def _join(home: Home, options: Options) -> None:
         if options.new and home.key.exists():
             _put_aside(home)
         founding = not home.key.exists()
-        key, new_mesh = _find_key(home, wanted, options)
+        key, founded = _find_key(home, wanted, options)
         if founding:
             _check_seeds(key, wanted)
             keys.write(home.key, key)
         settings.save(home.settings, wanted)
         try:
-            _run(home, wanted, lock, options.detach, new_mesh)
+            _run(home, wanted, lock, options.detach, founded)
             kept = True
         except MeshqError:
             if founding:
@@ -134,8 +134,8 @@ def _take_lock(home: Home) -> int:
     return descriptor
 
 
-def _find_key(home: Home, wanted: Settings, options: Options) -> tuple[MeshKey, bool]:
-    """The key of the mesh that is meant, and whether that mesh begins now."""
+def _find_key(home: Home, wanted: Settings, options: Options) -> tuple[MeshKey, str]:
+    """The key of the mesh that is meant; and if that mesh begins now, why."""
     given = keys.parse(options.key) if options.key else None
     if home.key.exists():
         key = keys.read(home.key)
@@ -144,15 +144,15 @@ def _find_key(home: Home, wanted: Settings, options: Options) -> tuple[MeshKey, 
                 f"{home.root} belongs to mesh {key.mesh_id}, and this key is of mesh {given.mesh_id}",
                 "add --new to leave the old mesh behind, or set another MESHQ_HOME",
             )
-        return key, False
+        return key, ""
     if given is not None:
-        return given, False
+        return given, ""
     if options.new:
-        return keys.generate(), True
+        return keys.generate(), "--new was given"
     return _key_without_key(wanted)
 
 
-def _key_without_key(wanted: Settings) -> tuple[MeshKey, bool]:
+def _key_without_key(wanted: Settings) -> tuple[MeshKey, str]:
     """No key was given: ask for it if a mesh is in sight, begin one if there is none."""
     if wanted.seeds:
         raise UsageError(
@@ -160,7 +160,7 @@ def _key_without_key(wanted: Settings) -> tuple[MeshKey, bool]:
         )
     seen = asyncio.run(look_around(LOOK_AROUND_SECONDS)) if wanted.mdns else []
     if not seen:
-        return keys.generate(), True
+        return keys.generate(), "no key was given and no mesh was in sight"
     where = ", ".join(sorted({str(address) for mesh in seen for address in mesh.addresses})[:4])
     if not sys.stdin.isatty():
         raise UsageError(
@@ -174,7 +174,7 @@ def _key_without_key(wanted: Settings) -> tuple[MeshKey, bool]:
         if not text:
             raise UsageError("no key was given", "start another mesh with `meshq join --new`")
         try:
-            return keys.parse(text), False
+            return keys.parse(text), ""
         except UsageError as error:
             report(error)
 
@@ -231,19 +231,19 @@ def _put_aside(home: Home) -> None:
     print(f"note: the old mesh was put aside in {aside}", file=sys.stderr)
 
 
-def _run(home: Home, wanted: Settings, lock: int, detach: bool, new_mesh: bool) -> None:
+def _run(home: Home, wanted: Settings, lock: int, detach: bool, founded: str) -> None:
     if detach:
-        _announce(_start_in_background(home, lock), new_mesh)
+        _announce(_start_in_background(home, lock), founded)
     else:
-        agent.run(home, ready=lambda document: _announce(document, new_mesh))
+        agent.run(home, ready=lambda document: _announce(document, founded))
 
 
-def _announce(document: Mapping[str, Any], new_mesh: bool) -> None:
-    """What a person wants to know now. A new mesh is said loudly: it may not be what was meant."""
+def _announce(document: Mapping[str, Any], founded: str) -> None:
+    """What a person wants to know now. `founded`: why a new mesh begins, said loudly, for it may not be what was meant."""
     for warning in document["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
-    if new_mesh:
-        print("STARTED A NEW MESH: no key was given and none was in sight.", file=sys.stderr)
+    if founded:
+        print(f"STARTED A NEW MESH: {founded}.", file=sys.stderr)
         print("To add machines, copy what `meshq key` prints and run `meshq join` there.", file=sys.stderr)
     others = document["peers_alive"] - 1
     print(

@@ -78,6 +78,8 @@ class Agent:
         self.address = address
         self.port = port or free_port(address if not netns else "127.0.0.1")
         self.output = folder / f"{name}.output"  # what `join` prints
+        self.here = folder / "here"  # where commands are given: an empty folder, since a submit takes its folder along
+        self.here.mkdir(exist_ok=True)
         self._prefix = ("ip", "netns", "exec", netns) if netns else ()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -129,7 +131,7 @@ class Agent:
         done = subprocess.run(
             (*MESHQ, *args),
             env=self.environment(**environment),
-            cwd=cwd or ROOT,
+            cwd=cwd or self.here,
             input=text or "",
             capture_output=True,
             text=True,
