@@ -69,6 +69,9 @@ from meshq.web.transfer import Transfers
 log = logging.getLogger("meshq.agent")
 
 SNAPSHOT_SECONDS: Final = 60.0
+SNAPSHOT_DELAY: Final = 1.0  # after a peer came or went: what was learnt must survive a SIGKILL
+EXPIRE_SECONDS: Final = 3600.0
+SEED_PAUSE_MAX: Final = 30.0
 TELEMETRY_SECONDS: Final = 10.0  # design section 4; changes of capacity go out at once
 WATCH_SECONDS: Final = 1.0
 STALL_SECONDS: Final = 1.0
@@ -94,6 +97,7 @@ class Agent:
         self._identity = identity.load_or_create(home.identity)
         self._me = self._identity.peer
         self._stop = asyncio.Event()
+        self._members_changed = asyncio.Event()
         self._draining = False
         self._views_due = False
         self._loop_tasks: set[asyncio.Task[Any]] = set()
@@ -197,6 +201,8 @@ class Agent:
             loop.add_signal_handler(number, self._stop.set)
         ledger_loop = self._track(self.ledger.run(), "ledger")
         fences = await self.exec.start()
+        self._known = snapshot.load(self.home.known_peers, time.time())
+        self.peers.remember(boottime(), self._known)
         self.peers.handle_own_telemetry(self._telemetry())
         self._tell_views()  # what this peer has; without it a machine that is alone could not even take its own tasks
         await self.ledger.adopt(fences)
@@ -206,6 +212,7 @@ class Agent:
         self._track(self._watch(), "watch")
         self._track(self._publish_periodically(), "telemetry")
         self._track(self._save_known_peers(), "snapshot")
+        self._track(self._expire_copies(), "expire")
         ready(self.desk.me() | {"warnings": self.warnings, "user": hardening.user_name(os.geteuid())})
         stopped = self._track(self._stop.wait(), "stop")
         try:
@@ -232,8 +239,7 @@ class Agent:
     async def _find_peers(self) -> None:
         """Seeds, memory, mDNS; wait a moment for the first answer if there is anybody to ask."""
         self.gossip.start()
-        known = snapshot.load(self.home.known_peers, time.time())
-        self.gossip.remember(known)
+        self.gossip.remember(self._known)
         if self.settings.seeds:
             await self._join_seeds()
             self._track(self._retry_seeds(), "seeds")
@@ -245,7 +251,7 @@ class Agent:
             )  # fmt: skip
             await self._discovery.start()
         self._capacity_changed()
-        if known or self.settings.seeds or self.settings.mdns:
+        if self._known or self.settings.seeds or self.settings.mdns:
             with suppress(TimeoutError):
                 async with asyncio.timeout(SETTLE_SECONDS):
                     await self._somebody()
@@ -262,10 +268,14 @@ class Agent:
                 log.warning("seed %s: %s", seed, error)
 
     async def _retry_seeds(self) -> None:
-        """A seed's name may mean another address tomorrow, and a mesh that was split heals through its seeds."""
+        """A seed may start later than this peer, its name may mean another address tomorrow, and a mesh that was split heals
+        through its seeds: as long as nobody is there they are asked again, after 1, 2, 4 … 30 s."""
+        pause = 1.0
         while True:
-            await asyncio.sleep(30.0)
-            if not self.peers.others_alive():
+            await asyncio.sleep(pause)
+            alone = not self.peers.others_alive()
+            pause = min(SEED_PAUSE_MAX, 2 * pause) if alone else 1.0
+            if alone:
                 await self._join_seeds()
 
     def _is_live_address(self, address: Address) -> bool:
@@ -318,6 +328,7 @@ class Agent:
                 log.info("%s (%s) is %s", after.name, after.peer[:8], after.liveness.name.lower())
                 self.peers.handle_member(boottime(), after)
                 self._check_name()
+                self._members_changed.set()
                 self._views_changed()
             case gossip_effects.RecordChanged(peer, record):
                 self.peers.handle_record(peer, record)
@@ -369,9 +380,17 @@ class Agent:
 
     async def _save_known_peers(self) -> None:
         while True:
-            await asyncio.sleep(SNAPSHOT_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SNAPSHOT_SECONDS):
+                    await self._members_changed.wait()
+            await asyncio.sleep(SNAPSHOT_DELAY)
+            self._members_changed.clear()
             await asyncio.to_thread(self._remember_peers)
+
+    async def _expire_copies(self) -> None:
+        while True:
             await asyncio.to_thread(self.files.expire, time.time())
+            await asyncio.sleep(EXPIRE_SECONDS)
 
     def _remember_peers(self) -> None:
         try:

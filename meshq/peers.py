@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from meshq import codec, config
 from meshq.errors import MalformedData
 from meshq.gossip.member import Address, Liveness, Member
+from meshq.gossip.roster import KnownPeer
 from meshq.ids import PeerId
 from meshq.ledger.effects import PeerView
 from meshq.task import Telemetry
@@ -42,9 +43,18 @@ class Peers:
         self.me = me.peer
         self.undecodable_records = 0
         self._entries: dict[PeerId, _Entry] = {me.peer: _Entry(me, now, telemetry)}
+        self._remembered: dict[PeerId, PeerView] = {}
+
+    def remember(self, now: float, known: Iterable[KnownPeer]) -> None:
+        """Peers of an earlier run that have not shown up yet. They count when this peer asks whether it is cut off, so that an
+        agent that was restarted and has met nobody does not take the whole lab for dead."""
+        for each in known:
+            if each.peer not in self._entries:
+                self._remembered[each.peer] = PeerView(peer=each.peer, name=each.name, alive=False, changed_at=now)
 
     def handle_member(self, now: float, member: Member) -> None:
         """Take over a new belief; note when the peer came to life or died on this peer's clock."""
+        self._remembered.pop(member.peer, None)
         entry = self._entries.get(member.peer)
         if entry is None:
             self._entries[member.peer] = _Entry(member, now, Telemetry())
@@ -89,12 +99,14 @@ class Peers:
 
     def name(self, peer: PeerId) -> str:
         """The peer's name, or the head of its id if it is not known."""
-        entry = self._entries.get(peer)
-        return entry.member.name if entry is not None else peer[:8]
+        if (entry := self._entries.get(peer)) is not None:
+            return entry.member.name
+        return self._remembered[peer].name if peer in self._remembered else peer[:8]
 
     def views(self) -> dict[PeerId, PeerView]:
         """For `Ledger.handle_peers`: every peer, this one included."""
-        return {peer: self._view(entry) for peer, entry in sorted(self._entries.items(), key=lambda item: item[0])}
+        views = self._remembered | {peer: self._view(entry) for peer, entry in self._entries.items()}
+        return {peer: views[peer] for peer in sorted(views)}
 
     def _view(self, entry: _Entry) -> PeerView:
         member = entry.member

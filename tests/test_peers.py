@@ -2,6 +2,7 @@
 
 from meshq import codec
 from meshq.gossip.member import Address, Liveness, Member
+from meshq.gossip.roster import KnownPeer
 from meshq.ids import Epoch, PeerId
 from meshq.peers import Peers, free_name
 from meshq.task import Telemetry
@@ -53,6 +54,15 @@ def test_a_record_of_a_peer_that_is_no_member_yet_is_left_alone() -> None:
     book.handle_record(OTHER, codec.encode(Telemetry()))
     assert list(book.views()) == [ME]
     assert book.name(OTHER) == "c" * 8
+
+
+def test_remembered_peers_count_as_dead_since_the_start_until_they_show_up() -> None:
+    book = peers()
+    book.remember(10.0, [KnownPeer(peer=OTHER, name="old", addresses=(), unseen_for=5.0)])
+    assert (book.views()[OTHER].alive, book.views()[OTHER].changed_at, book.name(OTHER)) == (False, 10.0, "old")
+    assert [each.peer for each in book.members()] == [ME]
+    book.handle_member(11.0, member(OTHER, "new"))
+    assert (book.views()[OTHER].alive, book.name(OTHER)) == (True, "new")
 
 
 def test_the_peer_with_the_smaller_id_keeps_its_name() -> None:

@@ -6,6 +6,7 @@ in which the task ran, on the same script, and alternates with the tasks. What l
 the row shows: when the agent answered the submit, and when the start was about to be committed.
 """
 
+import shutil
 import statistics
 import subprocess
 import time
@@ -37,7 +38,8 @@ class Sample:
 def measure() -> list[Figure]:
     with temporary_mesh() as mesh:
         agents = _labelled(mesh, "ada", "bob", "cyd")
-        spec = _warm_up(agents)
+        script = str(shutil.copy(PROGRAM, mesh.folder))
+        spec = _warm_up(agents, script)
         with Client(Home(agents[0].home)) as client:
             samples = [_sample(client, spec) for _ in range(ROUNDS)]
         peers = [attempt["peer"] for task in agents[0].ask("tasks", "--limit", str(ROUNDS)) for attempt in task["attempts"]]
@@ -67,10 +69,10 @@ def _labelled(mesh: Mesh, *names: str) -> list[Agent]:
     return agents
 
 
-def _warm_up(agents: list[Agent]) -> Any:
+def _warm_up(agents: list[Agent], script: str) -> Any:
     """Run the program once on every peer; its spec, free to run anywhere."""
     for agent in agents:
-        task = agents[0].submit("--label", f"who={agent.name}", str(PROGRAM))
+        task = agents[0].submit("--label", f"who={agent.name}", script)
         agents[0].wait_until(task, "succeeded", limit=120)
     spec = agents[0].show(task)["spec"]
     spec["needs"]["labels"] = {}

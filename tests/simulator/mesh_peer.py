@@ -17,13 +17,14 @@ from meshq.agent import SNAPSHOT_SECONDS, STALL_SECONDS, TELEMETRY_SECONDS
 from meshq.exec import effects as exec_effects
 from meshq.exec.worker import Adopted, Device, StillRunning, Worker, WorkerConfig
 from meshq.gossip import effects as gossip_effects
+from meshq.gossip.member import Liveness
 from meshq.ids import Fence, ObjectId, PeerId, TaskId
 from meshq.ledger import effects as ledger_effects
 from meshq.ledger.core import Ledger
 from meshq.ledger.effects import EpochMinted, Persist, Push, PushReply, SyncPage, SyncRequest
 from meshq.ledger.rendezvous import claimants
 from meshq.ledger.shell import merge_persists
-from meshq.peers import Peers
+from meshq.peers import Peers, is_alive
 from meshq.task import Claimed, EndKind, Gpu, Outcome, TaskSpec, Telemetry
 from meshq.web.desk import ACK_SECONDS, COPIES_WANTED
 from meshq.web.peer_client import CONNECT_SECONDS, REQUEST_SECONDS
@@ -38,6 +39,7 @@ GIB = 2**30
 SEED_SECONDS = 30.0  # between tries of the seeds, as long as there is nobody
 LEAVE_SECONDS = 1.0
 END_SECONDS = 20.0
+COMMIT_SECONDS_MAX = 0.1
 CHECK_EVERY = 16  # inputs of the ledger: its check looks at every row
 
 
@@ -91,7 +93,8 @@ class MeshPeer:
         self._outbox: deque[Batch] = deque()
         self._committing: list[Batch] = []
         self._timers: dict[str, Handle] = {}
-        self._views_due, self._inputs = False, 0
+        self._views_due, self._views_changed_at, self._inputs = False, self.world.now, 0
+        self._unproven_since: float | None = self.world.now  # its beliefs may be of the past until somebody answers
         now, disk = self.world.now, self.machine.disk
         rng = self.world.rng_for(f"{self.name}/ledger/{self._run}")
         timing = self.mesh.timing
@@ -234,6 +237,8 @@ class MeshPeer:
             return
         self.gossip.perform(self.gossip.core.handle_stall(self.world.now, seconds))
         if seconds > STALL_SECONDS:
+            if seconds > min(self.mesh.timing.grace, self.mesh.timing.stall_max):
+                self._unproven_since = self.world.now
             self._feed(self.core.handle_stall(self.world.now, seconds))
 
     def _timer(self, name: str, deadline: float, call: Callable[[], None]) -> None:
@@ -267,7 +272,14 @@ class MeshPeer:
             case _:
                 assert_never(effect)
 
+    def in_minority(self) -> bool:
+        """Whether this peer has seen for a while that most of the others are not there: it is probably cut off."""
+        others = [member for member in self.peers.members() if member.peer != self.id and member.liveness is not Liveness.LEFT]
+        alive = sum(1 for member in others if is_alive(member))
+        return alive + 1 < len(others) - alive and self.world.now - self._views_changed_at > COMMIT_SECONDS_MAX
+
     def _views_changed(self) -> None:
+        self._views_changed_at = self.world.now
         if not self._views_due:
             self._views_due = True
             self._later(0.0, self._tell_views)
@@ -302,11 +314,20 @@ class MeshPeer:
         self._inputs += 1
         if self._inputs % CHECK_EVERY == 0:
             self.core.check()
+        self._check_proven(effects)
         if effects or then is not None:
             self._outbox.append(Batch(effects, then))
         if self._outbox and not self._committing:
             self._commit()
         self._timer("ledger", self.core.deadline(), self._ledger_timeout)
+
+    def _check_proven(self, effects: Sequence[ledger_effects.Effect]) -> None:
+        """After a stall or a start nobody claims or starts before another peer has answered, if any is alive."""
+        if self._unproven_since is None or not self.doors_open or not self.peers.others_alive() or self._views_due:
+            return
+        for effect in effects:
+            if isinstance(effect, ledger_effects.Prepare | ledger_effects.Start):
+                self.mesh.watcher.fail(f"{self.name} claims or starts on beliefs of {self._unproven_since:.3f}: {effect}")
 
     def _ledger_timeout(self) -> None:
         effects = self.core.handle_timeout(self.world.now)
@@ -318,6 +339,7 @@ class MeshPeer:
         self._committing = list(self._outbox)
         writes = any(isinstance(effect, Persist | EpochMinted) for batch in self._committing for effect in batch.effects)
         seconds = self.rng.choice((0.001, 0.003, 0.02)) * self.rng.uniform(0.5, 1.5) if writes else 0.0
+        assert seconds < COMMIT_SECONDS_MAX
         self._later(seconds, self._carry_out)
 
     def _commit_now(self, effects: Sequence[ledger_effects.Effect]) -> None:
@@ -328,7 +350,10 @@ class MeshPeer:
         if persists:
             merged = merge_persists(persists)
             self.machine.disk.commit(merged)
+            lost_before = self.mesh.watcher.counts["lost"]
             self.mesh.watcher.committed(self.name, merged.rows)
+            if self.mesh.watcher.counts["lost"] > lost_before and self.in_minority():
+                self.mesh.watcher.fail(f"{self.name} holds others lost although it is cut off itself")
 
     def _carry_out(self) -> None:
         batches = self._committing
@@ -382,7 +407,7 @@ class MeshPeer:
         target, network, reliable = self.mesh.peers[peer], self.mesh.network, self.mesh.plan.reliable
         limit = self.rng.choice((CONNECT_SECONDS, REQUEST_SECONDS))
         timeout = self._later(limit, lambda: settle(failed))
-        pending, run = [True], self._run
+        pending, run, asked_at = [True], self._run, self.world.now
 
         def settle(call: Callable[[], None]) -> None:
             if pending:
@@ -397,13 +422,25 @@ class MeshPeer:
         def back(call: Callable[[], None]) -> None:
             network.send(target.name, self.name, returned, call, reliable=reliable)
 
+        def succeeded(answer: object) -> None:
+            if self._unproven_since is not None and asked_at >= self._unproven_since:
+                self._unproven_since = None
+            answered(answer)
+
         def arrive() -> None:
             if target.running and target.doors_open:
-                target.when_awake(lambda: serve(target, lambda answer: back(lambda: answered(answer))))
+                target.when_awake(lambda: serve(target, lambda answer: back(lambda: succeeded(answer))))
             elif target.machine.powered:
                 back(failed)  # refused
 
-        network.send(self.name, target.name, arrive, reliable=reliable)
+        def send() -> None:
+            network.send(self.name, target.name, arrive, reliable=reliable)
+
+        self.world.call_later(self._retransmissions() if reliable else 0.0, send)
+
+    def _retransmissions(self) -> float:
+        """How long TCP's first repeats take; the network itself adds one more where it loses something."""
+        return 0.4 if self.rng.random() < self.mesh.network.loss**2 else 0.0
 
     def _send_push(self, peer: PeerId, push: Push) -> None:
         def answered(reply: object) -> None:

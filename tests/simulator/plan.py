@@ -67,6 +67,7 @@ class Plan:
     reliable: bool  # requests travel as on TCP connections; otherwise they are lost and doubled as packets are
     release_chance: float
     build_seconds: float
+    page_rows: int  # in one page of a sync, at most
     run_seconds: float  # of a task, at most
     seconds: float  # until the faults end
     submissions: tuple[Submission, ...]
@@ -80,7 +81,7 @@ DETECTION = {"lan": 8.0, "fast": 2.0}
 def plan_for(seed: int, peers: int | None = None, weather: Weather | None = None) -> Plan:
     rng = Random(f"{seed}/plan")
     weather = weather or rng.choices(list(Weather), (1, 3, 6))[0]
-    profile = rng.choice(("lan", "lan", "fast"))
+    profile = rng.choice(("lan", "fast"))
     count = rng.choice((3, 3, 4, 5, 5, 6, 7))
     count = peers or count
     unit = DETECTION[profile]
@@ -94,7 +95,7 @@ def plan_for(seed: int, peers: int | None = None, weather: Weather | None = None
         loss=0.0 if fair else rng.choice((0.0, 0.05, 0.1, 0.2)), duplication=0.0 if fair else rng.choice((0.0, 0.05)),
         delay=rng.choice(((0.0005, 0.003), (0.002, 0.02))),
         reliable=weather is not Weather.STORMY or rng.random() < 0.5,
-        release_chance=0.0 if fair else 0.05, build_seconds=rng.choice((0.2, 3.0)), run_seconds=3.0 * unit, seconds=seconds,
+        release_chance=0.0 if fair else 0.05, build_seconds=rng.choice((0.2, 3.0)), page_rows=rng.choice((1, 2, 1_000)), run_seconds=3.0 * unit, seconds=seconds,
         submissions=tuple(_submission(rng, number, seconds, any(gpus), fair) for number in range(rng.randint(6, 16))),
         faults=faults,
     )  # fmt: skip
@@ -138,9 +139,9 @@ def _fault(rng: Random, kind: FaultKind, weather: Weather, unit: float, seconds:
 def _seconds(rng: Random, kind: FaultKind, weather: Weather, unit: float) -> float:
     """In gentle weather an agent is back before anybody could hold its machine dead and its lease over."""
     if kind is FaultKind.KILL and weather is Weather.GENTLE:
-        return rng.uniform(0.02, 0.3) * unit
+        return rng.uniform(0.02, 1.0) * unit
     if kind in (FaultKind.PARTITION, FaultKind.DEAF):
-        return 1.5 + rng.choice((rng.uniform(0.0, 0.5), rng.uniform(0.5, 3.0))) * unit
+        return 1.5 + rng.choice((rng.uniform(0.0, 0.5), rng.uniform(2.0, 4.0))) * unit
     if kind is FaultKind.STOP:
         return rng.choice((rng.uniform(0.05, 0.3), rng.uniform(0.3, 2.5))) * unit
     return rng.choice((rng.uniform(0.02, 0.5), rng.uniform(0.5, 3.0))) * unit

@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import assert_never
+from unittest.mock import patch
 
 from meshq.gossip.swim import PROFILES
 from meshq.ids import ObjectId, PeerId, TaskId
-from meshq.ledger import timing
+from meshq.ledger import replica, timing
 from meshq.ledger.holder import read
 from meshq.ledger.row import Lost
 from meshq.task import Needs, Source, TaskSpec
@@ -72,6 +73,10 @@ class Simulation:
             self.watcher.call(peer.id, peer.name)
 
     def run(self) -> Report:
+        with patch.object(replica, "SYNC_ROWS_MAX", self.plan.page_rows):  # or a sync of so few tasks were one page
+            return self._run()
+
+    def _run(self) -> Report:
         for peer in self.peers.values():
             self.world.call_later(self.rng.uniform(0.0, 0.5), peer.start)
         for submission in self.plan.submissions:
