@@ -205,8 +205,8 @@ class Agent:
         self.peers.remember(boottime(), self._known)
         self.peers.handle_own_telemetry(self._telemetry())
         self._tell_views()  # what this peer has; without it a machine that is alone could not even take its own tasks
+        self.exec.adopt()  # first: the ledger may say stop at once; what exec reports reaches the core after its `adopt`
         await self.ledger.adopt(fences)
-        self.exec.adopt()
         await self._open_doors()
         await self._find_peers()
         self._track(self._watch(), "watch")

@@ -68,7 +68,7 @@ dev_requirements() {
     "$python" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]["dev"], sep="\n")'
 }
 
-pip_install() { "$python" -m pip install --quiet --disable-pip-version-check --no-input "$@"; }
+pip_install() { "$python" -m pip install --quiet --quiet --disable-pip-version-check --no-input "$@"; }
 
 stamp() {
     "$python" -c 'import hashlib, sys; print(hashlib.sha256(open("pyproject.toml", "rb").read()).hexdigest(), *sys.argv[1:])' "$root" "$1"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from meshq import codec, config
 from meshq.errors import UsageError
-from meshq.task import TaskSpec
+from meshq.task import Isolation, TaskSpec
 
 
 def check_spec(spec: TaskSpec) -> TaskSpec:
@@ -16,6 +16,10 @@ def check_spec(spec: TaskSpec) -> TaskSpec:
     if any("\0" in arg for arg in spec.argv):
         raise UsageError("the command has a NUL in it")
     _check_env(spec.env)
+    if spec.isolation != Isolation.CONTINUE.value:
+        raise UsageError(
+            f"--on-isolation {spec.isolation} is not possible yet", "it is a promise that needs voters: leave it out"
+        )
     if not 0 <= spec.retries <= config.RETRIES_MAX:
         raise UsageError(f"--retries: {spec.retries} is not between 0 and {config.RETRIES_MAX}")
     if abs(spec.priority) > config.PRIORITY_MAX:

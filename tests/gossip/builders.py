@@ -11,7 +11,7 @@ from meshq.gossip import wire
 from meshq.gossip.effects import Effect, Send
 from meshq.gossip.member import Address, Liveness, Member
 from meshq.gossip.swim import PROFILES, Routine, Swim, SwimConfig
-from meshq.gossip.wire import GossipOnly, Message, Packet, Record, Rumor
+from meshq.gossip.wire import Ack, GossipOnly, Message, Packet, Ping, PingRequest, Record, Rumor, SyncRequest
 from meshq.ids import Epoch, PeerId
 from tests.simulator.gossip_peer import peer_for
 
@@ -148,3 +148,35 @@ MESSAGES = st.one_of(
 
 def peer(name: str) -> PeerId:
     return peer_for(name)
+
+
+def first_ping(core: Swim) -> tuple[float, Sent]:
+    """Let the core begin its first probe; when, and what it sent."""
+    while True:
+        now = core.deadline()
+        for each in sent(core.handle_timeout(now)):
+            if isinstance(each.message, Ping):
+                return now, each
+
+
+def number_of(each: Sent) -> int:
+    assert isinstance(each.message, Ping | PingRequest)
+    return each.message.number
+
+
+def sync_request(sender: str, *rumors: Rumor, records: tuple[Record, ...] = ()) -> bytes:
+    return wire.fill_sync(SyncRequest, member(sender), rumors, records)
+
+
+def answer_all(core: Swim, until: float) -> list[Effect]:
+    """Time passes while everybody answers each ping at once; an answer alone does not clear a suspect."""
+    effects: list[Effect] = []
+    while core.deadline() <= until:
+        now = core.deadline()
+        new = core.handle_timeout(now)
+        effects += new
+        for each in sent(new):
+            name = chr(int(each.address.host.split(".")[-1]))
+            if isinstance(each.message, Ping):
+                effects += core.handle_packet(now, packet(name, Ack(each.message.number)), each.address)
+    return effects

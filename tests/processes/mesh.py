@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,6 +80,7 @@ class Agent:
         self.output = folder / f"{name}.output"  # what `join` prints
         self.here = folder / "here"  # where commands are given: an empty folder, since a submit takes its folder along
         self.here.mkdir(exist_ok=True)
+        self.variables: dict[str, str] = {}  # that its agent and its commands have besides ours
         self._prefix = ("ip", "netns", "exec", netns) if netns else ()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -97,7 +98,7 @@ class Agent:
 
     def environment(self, **more: str) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MESHQ_")}
-        return kept | {"MESHQ_HOME": str(self.home), "NO_COLOR": "1", "COLUMNS": "80"} | more
+        return kept | {"MESHQ_HOME": str(self.home), "NO_COLOR": "1", "COLUMNS": "80"} | self.variables | more
 
     def join(self, *options: str, key: str = "", mdns: bool = False) -> None:
         """Start the agent and wait until it answers."""
@@ -310,11 +311,10 @@ def end_processes_of(folder: Path) -> None:
 
     def end_all() -> bool:
         found = [process for process in psutil.process_iter() if process.pid not in mine and _came_from(process, str(folder))]
-        for process in found:
-            try:
-                process.send_signal(signal.SIGKILL)
-            except psutil.NoSuchProcess:
-                continue
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first, so that nobody sees another one die
+            for process in found:
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
         return not found
 
     wait_for(end_all, 10.0, f"processes of {folder} end")

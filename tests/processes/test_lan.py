@@ -21,13 +21,17 @@ def join_by_mdns(mesh: Mesh, net: Lan) -> list[Agent]:
     ]
     ada.join(mdns=True)
     for agent in (bob, cyd):
+        agent.variables["UV_OFFLINE"] = "1"
         agent.join("--label", "role=runner", key=mesh.key(), mdns=True)
     mesh.wait_until_whole(ada, bob, cyd, limit=60)
     return [ada, bob, cyd]
 
 
-def fill_package_caches(mesh: Mesh, agents: list[Agent]) -> None:
-    """The LAN has no way out: what the example needs is downloaded by an agent that stands outside of it."""
+def fill_package_caches(agents: list[Agent]) -> None:
+    """The LAN has no way out: what the example needs is downloaded by an agent that stands outside of it.
+
+    The environments are still built here, by uv without network.
+    """
     with temporary_mesh() as outside:
         [loader] = outside.start("loader")
         task = loader.submit(str(EXAMPLE), "--epochs", "1")
@@ -39,7 +43,7 @@ def fill_package_caches(mesh: Mesh, agents: list[Agent]) -> None:
 def test_three_machines_find_each_other_by_mdns_and_outlive_the_one_that_runs_the_task(mesh: Mesh) -> None:
     with lan(3) as net:
         ada, bob, cyd = join_by_mdns(mesh, net)
-        fill_package_caches(mesh, [bob, cyd])
+        fill_package_caches([bob, cyd])
 
         task = ada.submit("--label", "role=runner", str(EXAMPLE), "--epochs", "15", "--slow", "0.4")
         wait_for(lambda: "epoch   2/15" in ada.log(task), 120, "the training is under way")

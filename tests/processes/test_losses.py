@@ -101,8 +101,8 @@ def test_the_task_of_a_lost_machine_runs_again_elsewhere_with_one_result(mesh: M
     lost.join()
     mesh.wait_until_whole(*agents)
     wait_for(lambda: len({json.dumps(agent.show(task)) for agent in agents}) == 1, 30, "all show the same")
-    assert [attempt["status"] for attempt in lost.show(task)["attempts"]] == ["lost", "succeeded"]
-    assert len(gate.starts()) == 2
+    assert [attempt["status"] for attempt in lost.show(task)["attempts"]][:2] == ["lost", "succeeded"]
+    assert len(gate.starts()) == 2  # a claim that came too late never starts
 
 
 def test_a_task_whose_process_vanishes_runs_again(mesh: Mesh) -> None:
@@ -112,7 +112,7 @@ def test_a_task_whose_process_vanishes_runs_again(mesh: Mesh) -> None:
     task = alone.submit(mesh.program("hold.py"), str(gate.folder))
     gate.wait_for_starts(1)
 
-    end_processes_of(next(alone.home.glob("attempts/*")))
+    end_processes_of(next(alone.home.glob("attempts/*.*")))
     gate.wait_for_starts(2)
     gate.open()
 

@@ -122,13 +122,15 @@ class Watcher:
             reading = read(row) if row is not None else None
             if reading is None or dot not in reading.claims:
                 continue  # its row comes with a sync
-            if dot not in reading.ended:
+            if dot not in reading.ended and reading.cancel is None:
                 if dot in reading.lost:
-                    self.fail(f"P3: {place} runs {short(claimed.fence)}, knows that it is held lost, and says nothing", claimed.task)
+                    self.fail(
+                        f"P3: {place} runs {short(claimed.fence)}, knows that it is held lost, and says nothing", claimed.task
+                    )
                 continue
             since = self._over_since.setdefault(claimed.fence, self.world.now)
             if self.world.now - since > STOPPED_WITHIN:
-                self.fail(f"P3: {place} runs {short(claimed.fence)} on although it has ended", claimed.task)
+                self.fail(f"P3: {place} goes on with {short(claimed.fence)}, which has ended or is cancelled", claimed.task)
 
     def check_no_duplicates(self) -> None:
         """L5: of attempts that a fault had let run at once, one is left."""

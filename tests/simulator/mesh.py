@@ -9,7 +9,7 @@ import string
 import sys
 
 from tests.simulator.invariants import Violation
-from tests.simulator.plan import Weather, plan_for
+from tests.simulator.plan import plan_for
 from tests.simulator.simulation import Report, Simulation
 
 
@@ -30,11 +30,9 @@ def seed_from(text: str) -> int:
 def describe(report: Report) -> str:
     plan = report.plan
     happened = " ".join(f"{name}={count}" for name, count in sorted(report.happened.items()) if count)
-    return (
-        f"{plan.seed} {report.trace_hash[:16]} ok  {plan.weather} {plan.profile} {len(plan.slots)} peers, loss {plan.loss:.0%}, "
-        f"{report.tasks} tasks, {report.claims_per_task:.2f} claims a task, calm after {report.calm_seconds:.0f} s\n"
-        f"    {happened}"
-    )
+    mesh = f"{plan.weather} {plan.profile} {len(plan.slots)} peers, loss {plan.loss:.0%}, {report.tasks} tasks"
+    work = f"{report.claims_per_task:.2f} claims a task, calm after {report.calm_seconds:.0f} s"
+    return f"{plan.seed} {report.trace_hash[:16]} ok  {mesh}, {work}\n    {happened}"
 
 
 def main(arguments: list[str]) -> int:

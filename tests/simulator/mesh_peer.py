@@ -2,41 +2,36 @@
 
 Where the agent has a thread, a socket or a process, this shell has a call in the world: a commit takes a while and gathers what
 came meanwhile, a request to another peer is answered, refused or times out, a fetch needs somebody who has the source. All
-calls of an agent go through `_later`, which drops them when the agent has died and holds them back while it is stopped.
+calls of an agent go through `later`, which drops them when the agent has died and holds them back while it is stopped.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf, isinf
+from math import isinf
 from random import Random
 from typing import TYPE_CHECKING, assert_never
 
 from meshq import codec
-from meshq.agent import SNAPSHOT_SECONDS, STALL_SECONDS, TELEMETRY_SECONDS
-from meshq.exec import effects as exec_effects
-from meshq.exec.worker import Adopted, Device, StillRunning, Worker, WorkerConfig
+from meshq.agent import SEED_PAUSE_MAX, SNAPSHOT_DELAY, SNAPSHOT_SECONDS, STALL_SECONDS, TELEMETRY_SECONDS
 from meshq.gossip import effects as gossip_effects
-from meshq.gossip.member import Liveness
-from meshq.ids import Fence, ObjectId, PeerId, TaskId
+from meshq.gossip.member import Liveness, Member
+from meshq.ids import Epoch, PeerId, TaskId
 from meshq.ledger import effects as ledger_effects
 from meshq.ledger.core import Ledger
 from meshq.ledger.effects import EpochMinted, Persist, Push, PushReply, SyncPage, SyncRequest
-from meshq.ledger.rendezvous import claimants
 from meshq.ledger.shell import merge_persists
 from meshq.peers import Peers, is_alive
-from meshq.task import Claimed, EndKind, Gpu, Outcome, TaskSpec, Telemetry
-from meshq.web.desk import ACK_SECONDS, COPIES_WANTED
-from meshq.web.peer_client import CONNECT_SECONDS, REQUEST_SECONDS
+from meshq.task import EndKind, Gpu, Telemetry
+from tests.simulator.exec_shell import CPUS, GPU_BYTES, MEMORY_BYTES, ExecShell
 from tests.simulator.gossip_peer import GossipPeer
 from tests.simulator.machine import WALL, Machine
+from tests.simulator.requests import Request, Serve
 from tests.simulator.world import Handle
 
 if TYPE_CHECKING:
     from tests.simulator.simulation import Simulation
 
-GIB = 2**30
-SEED_SECONDS = 30.0  # between tries of the seeds, as long as there is nobody
 LEAVE_SECONDS = 1.0
 END_SECONDS = 20.0
 COMMIT_SECONDS_MAX = 0.1
@@ -68,8 +63,8 @@ class MeshPeer:
         self.ledger: Ledger | None = None
         self.rng = Random()
         self.stopped_until = 0.0
-        self._run = 0  # tells calls of an earlier run apart
-        self._held_back: list[Callable[[], None]] = []
+        self.run = 0  # tells calls of an earlier run apart
+        self._held_back: list[Callable[[], object]] = []
         self._trap: tuple[int, Callable[[], None]] | None = None
 
     @property
@@ -87,23 +82,34 @@ class MeshPeer:
         """As `Agent.run`: find what an earlier run left, adopt it, then open the doors and look for others."""
         assert not self.running and self.machine.powered
         self.running, self.doors_open, self.draining = True, False, False
-        self._run += 1
+        self.run += 1
         self.stopped_until = self.gossip.paused_until = 0.0
-        self.rng = self.world.rng_for(f"{self.name}/agent/{self._run}")
+        self.rng = self.world.rng_for(f"{self.name}/agent/{self.run}")
         self._outbox: deque[Batch] = deque()
         self._committing: list[Batch] = []
         self._timers: dict[str, Handle] = {}
         self._views_due, self._views_changed_at, self._inputs = False, self.world.now, 0
         self._unproven_since: float | None = self.world.now  # its beliefs may be of the past until somebody answers
         now, disk = self.world.now, self.machine.disk
-        rng = self.world.rng_for(f"{self.name}/ledger/{self._run}")
+        rng = self.world.rng_for(f"{self.name}/ledger/{self.run}")
         timing = self.mesh.timing
         self.ledger = Ledger(self.id, disk.ledger_epoch, timing, disk.rows.values(), disk.vector, disk.floors, rng, now)
         self.ledger.set_wall_offset(now, WALL + now)
-        self.worker = Worker(WorkerConfig(slots=self.slots, cpus=8, memory_bytes=16 * GIB), now)
-        found = self.machine.scan()
-        self._exec(self.worker.handle_gpus(now, tuple(Device(index=i, memory_bytes=8 * GIB) for i in range(self.gpus))))
-        self._feed(self.ledger.adopt(now, list(found)), lambda: self._adopted(list(found.values())))
+        self.exec = ExecShell(self)
+        found = self.exec.start()
+        self.peers = Peers(self._next_member(), self._telemetry(), now)
+        self.peers.remember(now, disk.known_peers)
+        self._tell_views()
+        for claimed, state in found.values():
+            self.exec.adopt(claimed, state)
+        self.feed(self.ledger.adopt(now, list(found)), self._open_doors)
+
+    def _next_member(self) -> Member:
+        """What gossip will start as."""
+        return Member(
+            peer=self.id, epoch=Epoch(self.gossip.epoch + 1), incarnation=0, liveness=Liveness.ALIVE,
+            name=self.name, addresses=(self.gossip.address,),
+        )  # fmt: skip
 
     def kill(self) -> None:
         """SIGKILL of the agent: a commit that was under way is on the disk, or it is not."""
@@ -111,13 +117,10 @@ class MeshPeer:
         pending = [effect for batch in self._committing for effect in batch.effects]
         if pending and self.rng.random() < 0.5:
             self._commit_now(pending)
-        for fence in [f for f, a in self.worker.attempts().items() if type(a).__name__ in ("Starting", "Aborting")]:
-            if self.rng.random() < 0.5:  # its zygote had read the request already
-                self.world.call_later(self.rng.uniform(0.0, 0.1), self._spawn_if_powered, fence)
+        self.exec.die()
         self.running, self.ledger = False, None
         self.disarm()
         self._held_back.clear()
-        self.machine.forget_watches()
         for timer in self._timers.values():
             timer.cancel()
         if self.gossip.swim is not None:
@@ -129,24 +132,24 @@ class MeshPeer:
         watch_first = self.rng.random() < 0.5
         self.stopped_until = self.world.now + seconds
         if watch_first:
-            self.world.call_later(seconds, self._noticed_stall, self._run, seconds)
+            self.world.call_later(seconds, self._noticed_stall, self.run, seconds)
         self.gossip.pause(seconds)
-        self.world.call_later(seconds, self._go_on, self._run)
+        self.world.call_later(seconds, self._go_on, self.run)
         if not watch_first:
-            self.world.call_later(seconds, self._noticed_stall, self._run, seconds)
+            self.world.call_later(seconds, self._noticed_stall, self.run, seconds)
 
     def leave(self) -> None:
         """As `Agent.leave`, without waiting for what runs."""
         self.draining = True
-        self._capacity_changed()
-        self._feed(self.core.leave(self.world.now), lambda: self._leave_when_idle(self.world.now + END_SECONDS))
+        self.capacity_changed()
+        self.feed(self.core.leave(self.world.now), lambda: self._leave_when_idle(self.world.now + END_SECONDS))
 
     def _leave_when_idle(self, limit: float) -> None:
-        if self.worker.attempts() and self.world.now < limit:
-            self._later(0.2, self._leave_when_idle, limit)
+        if self.exec.worker.attempts() and self.world.now < limit:
+            self.later(0.2, self._leave_when_idle, limit)
             return
         self.gossip.perform(self.gossip.core.leave(self.world.now))
-        self._later(LEAVE_SECONDS, self._left)
+        self.later(LEAVE_SECONDS, self._left)
 
     def _left(self) -> None:
         self.mesh.watcher.note(self.name, "has left")
@@ -164,7 +167,7 @@ class MeshPeer:
     def disarm(self) -> None:
         self._trap = None
 
-    def _sprung(self) -> bool:
+    def sprung(self) -> bool:
         """One more effect is to be carried out; True if the agent has died before it."""
         if self._trap is not None:
             left, spring = self._trap
@@ -174,51 +177,45 @@ class MeshPeer:
                 spring()
         return not self.running
 
-    def _adopted(self, found: Sequence[tuple[Claimed, Adopted]]) -> None:
-        for claimed, state in found:
-            if isinstance(state, StillRunning):
-                self._watch(claimed.fence)
-                self.mesh.watcher.counts["adopted"] += 1
-            gpus = self.machine.folders[claimed.fence].gpus if isinstance(state, StillRunning) else ()
-            self._exec(self.worker.adopt(self.world.now, claimed, state, gpus))
+    def _open_doors(self) -> None:
+        """Be there for others, and look for them."""
         self.doors_open = True
         self.gossip.start()
-        self.peers = Peers(self.gossip.core.me, self._telemetry(), self.world.now)
         self.mesh.watcher.is_now(self.id, self.gossip.core.me)
         self.gossip.perform(self.gossip.core.remember(self.world.now, self.machine.disk.known_peers))
-        self._join_seeds()
-        self._capacity_changed()
-        self._later(TELEMETRY_SECONDS, self._publish_periodically)
-        self._later(SNAPSHOT_SECONDS, self._save_known_peers)
+        self._join_seeds(1.0)
+        self.capacity_changed()
+        self.later(TELEMETRY_SECONDS, self._publish_periodically)
+        self.timer("snapshot", self.world.now + SNAPSHOT_SECONDS, self._save_known_peers)
 
-    def _join_seeds(self) -> None:
-        """What mDNS or the seeds say: everybody's address, whoever answers there."""
-        if not self.peers.others_alive():
+    def _join_seeds(self, pause: float) -> None:
+        """What mDNS or the seeds say: everybody's address, whoever answers there; again while there is nobody."""
+        if alone := not self.peers.others_alive():
             addresses = [other.gossip.address for other in self.mesh.peers.values() if other is not self]
             self.gossip.perform(self.gossip.core.join(self.world.now, addresses))
-        self._later(SEED_SECONDS, self._join_seeds)
+        self.later(pause, self._join_seeds, min(SEED_PAUSE_MAX, 2 * pause) if alone else 1.0)
 
     def _save_known_peers(self) -> None:
         self.machine.disk.known_peers = self.gossip.core.known_peers(self.world.now)
-        self._later(SNAPSHOT_SECONDS, self._save_known_peers)
+        self.timer("snapshot", self.world.now + SNAPSHOT_SECONDS, self._save_known_peers)
 
     def _publish_periodically(self) -> None:
-        self._later(TELEMETRY_SECONDS, self._publish_periodically)
-        self._capacity_changed()
+        self.later(TELEMETRY_SECONDS, self._publish_periodically)
+        self.capacity_changed()
 
     # ---- time
 
-    def _later(self, delay: float, call: Callable[..., None], *args: object) -> Handle:
-        run = self._run
+    def later(self, delay: float, call: Callable[..., None], *args: object) -> Handle:
+        run = self.run
 
         def due() -> None:
-            if run != self._run or not self.running:
+            if run != self.run or not self.running:
                 return
             self.when_awake(lambda: call(*args))
 
         return self.world.call_later(delay, due)
 
-    def when_awake(self, call: Callable[[], None]) -> None:
+    def when_awake(self, call: Callable[[], object]) -> None:
         """Now, or when the agent goes on; never if it does not run."""
         if self.running and not self.awake:
             self._held_back.append(call)
@@ -226,26 +223,26 @@ class MeshPeer:
             call()
 
     def _go_on(self, run: int) -> None:
-        if run != self._run or not self.running or not self.awake:
+        if run != self.run or not self.running or not self.awake:
             return
         waiting, self._held_back = self._held_back, []
         for call in waiting:
             self.when_awake(call)
 
     def _noticed_stall(self, run: int, seconds: float) -> None:
-        if run != self._run or not self.running or self.gossip.swim is None:
+        if run != self.run or not self.running or self.gossip.swim is None:
             return
         self.gossip.perform(self.gossip.core.handle_stall(self.world.now, seconds))
         if seconds > STALL_SECONDS:
             if seconds > min(self.mesh.timing.grace, self.mesh.timing.stall_max):
                 self._unproven_since = self.world.now
-            self._feed(self.core.handle_stall(self.world.now, seconds))
+            self.feed(self.core.handle_stall(self.world.now, seconds))
 
-    def _timer(self, name: str, deadline: float, call: Callable[[], None]) -> None:
+    def timer(self, name: str, deadline: float, call: Callable[[], None]) -> None:
         if name in self._timers:
             self._timers[name].cancel()
         if not isinf(deadline):
-            self._timers[name] = self._later(max(0.0, deadline - self.world.now), call)
+            self._timers[name] = self.later(max(0.0, deadline - self.world.now), call)
 
     # ---- gossip
 
@@ -257,6 +254,7 @@ class MeshPeer:
                     watcher.is_now(self.id, after)
                 watcher.believes(self.name, after)
                 self.peers.handle_member(self.world.now, after)
+                self.timer("snapshot", self.world.now + SNAPSHOT_DELAY, self._save_known_peers)
                 self._views_changed()
             case gossip_effects.RecordChanged(peer, record):
                 self.peers.handle_record(peer, record)
@@ -282,35 +280,35 @@ class MeshPeer:
         self._views_changed_at = self.world.now
         if not self._views_due:
             self._views_due = True
-            self._later(0.0, self._tell_views)
+            self.later(0.0, self._tell_views)
 
     def _tell_views(self) -> None:
         self._views_due = False
-        self._feed(self.core.handle_peers(self.world.now, self.peers.views()))
+        self.feed(self.core.handle_peers(self.world.now, self.peers.views()))
 
-    def _capacity_changed(self) -> None:
+    def capacity_changed(self) -> None:
         if not self.doors_open:
             return  # the start publishes when gossip runs
         telemetry = self._telemetry()
         self.peers.handle_own_telemetry(telemetry)
-        self._feed(self.core.handle_capacity(self.world.now, telemetry))
+        self.feed(self.core.handle_capacity(self.world.now, telemetry))
         self.gossip.publish(codec.encode(telemetry))
 
     def _telemetry(self) -> Telemetry:
-        free = self.worker.free()
-        attempts = self.worker.attempts()
+        free = self.exec.worker.free()
+        attempts = self.exec.worker.attempts()
         owner = {gpu: each.claimed.task for each in attempts.values() for gpu in each.gpus}
         return Telemetry(
             queues=("default", "gpu") if self.gpus else ("default",), draining=self.draining,
-            slots_total=self.slots, slots_free=free.slots, cpus=8, cpus_free=free.cpus,
-            memory_bytes=16 * GIB, memory_free_bytes=free.memory_bytes, gpus_free=len(free.gpus),
-            gpus=tuple(Gpu(index=i, uuid=f"GPU-{i}", name="sim", memory_bytes=8 * GIB, task=owner.get(i)) for i in range(self.gpus)),
+            slots_total=self.slots, slots_free=free.slots, cpus=CPUS, cpus_free=free.cpus,
+            memory_bytes=MEMORY_BYTES, memory_free_bytes=free.memory_bytes, gpus_free=len(free.gpus),
+            gpus=tuple(_gpu(index, owner.get(index)) for index in range(self.gpus)),
             ledger_epoch=self.core.ledger_epoch, running=tuple(each.claimed.task for each in attempts.values()),
         )  # fmt: skip
 
     # ---- the ledger's shell (as `meshq/ledger/shell.py`)
 
-    def _feed(self, effects: list[ledger_effects.Effect], then: Callable[[], None] | None = None) -> None:
+    def feed(self, effects: list[ledger_effects.Effect], then: Callable[[], None] | None = None) -> None:
         self._inputs += 1
         if self._inputs % CHECK_EVERY == 0:
             self.core.check()
@@ -319,11 +317,13 @@ class MeshPeer:
             self._outbox.append(Batch(effects, then))
         if self._outbox and not self._committing:
             self._commit()
-        self._timer("ledger", self.core.deadline(), self._ledger_timeout)
+        self.timer("ledger", self.core.deadline(), self._ledger_timeout)
 
     def _check_proven(self, effects: Sequence[ledger_effects.Effect]) -> None:
         """After a stall or a start nobody claims or starts before another peer has answered, if any is alive."""
-        if self._unproven_since is None or not self.doors_open or not self.peers.others_alive() or self._views_due:
+        if self._unproven_since is None or self._views_due or not self.peers.others_alive():
+            return
+        if self.world.now - self._unproven_since >= self.mesh.timing.validation_max:
             return
         for effect in effects:
             if isinstance(effect, ledger_effects.Prepare | ledger_effects.Start):
@@ -333,14 +333,14 @@ class MeshPeer:
         effects = self.core.handle_timeout(self.world.now)
         if self.core.deadline() <= self.world.now:
             self.mesh.watcher.fail(f"a deadline of {self.name} stays in the past: its shell would loop")
-        self._feed(effects)
+        self.feed(effects)
 
     def _commit(self) -> None:
         self._committing = list(self._outbox)
         writes = any(isinstance(effect, Persist | EpochMinted) for batch in self._committing for effect in batch.effects)
         seconds = self.rng.choice((0.001, 0.003, 0.02)) * self.rng.uniform(0.5, 1.5) if writes else 0.0
         assert seconds < COMMIT_SECONDS_MAX
-        self._later(seconds, self._carry_out)
+        self.later(seconds, self._carry_out)
 
     def _commit_now(self, effects: Sequence[ledger_effects.Effect]) -> None:
         for effect in effects:
@@ -360,7 +360,7 @@ class MeshPeer:
         self._commit_now([effect for batch in batches for effect in batch.effects])
         for batch in batches:
             for effect in batch.effects:
-                if self._sprung():
+                if self.sprung():
                     return
                 self._carry_out_one(effect)
                 if not self.running:
@@ -384,12 +384,12 @@ class MeshPeer:
             case ledger_effects.SendSync(peer, request):
                 self._send_sync(peer, request)
             case ledger_effects.Prepare(claimed):
-                self._exec(self.worker.prepare(now, claimed))
+                self.exec.perform(self.exec.worker.prepare(now, claimed))
             case ledger_effects.Start(fence):
                 self.mesh.watcher.told_to_start(self.name, fence, self.machine.disk.rows)
-                self._exec(self.worker.start(now, fence))
+                self.exec.perform(self.exec.worker.start(now, fence))
             case ledger_effects.Stop(fence, reason):
-                self._exec(self.worker.stop(now, fence, EndKind.RELEASED.value if reason == "leaving" else reason))
+                self.exec.perform(self.exec.worker.stop(now, fence, EndKind.RELEASED.value if reason == "leaving" else reason))
             case ledger_effects.RowChanged(task):
                 row = self.core.row(task)
                 assert row is not None
@@ -399,250 +399,61 @@ class MeshPeer:
 
     # ---- requests to other peers (as `meshq/web/peer_client.py` and `peer_api.py`)
 
-    def ask(
-        self, peer: PeerId, serve: Callable[["MeshPeer", Callable[[object], None]], None],
-        answered: Callable[[object], None], failed: Callable[[], None],
-    ) -> None:  # fmt: skip
-        """`serve` runs at the other peer and answers when it likes. One of the two callbacks is called, once."""
-        target, network, reliable = self.mesh.peers[peer], self.mesh.network, self.mesh.plan.reliable
-        limit = self.rng.choice((CONNECT_SECONDS, REQUEST_SECONDS))
-        timeout = self._later(limit, lambda: settle(failed))
-        pending, run, asked_at = [True], self._run, self.world.now
+    def ask(self, peer: PeerId, serve: Serve, answered: Callable[[object], None], failed: Callable[[], None]) -> None:
+        """`serve` runs at the other peer. One of the two callbacks is called, once."""
+        Request(self, self.mesh.peers[peer], serve, answered, failed).send()
 
-        def settle(call: Callable[[], None]) -> None:
-            if pending:
-                pending.clear()
-                timeout.cancel()
-                call()
-
-        def returned(call: Callable[[], None]) -> None:
-            if run == self._run:
-                self.when_awake(lambda: settle(call))
-
-        def back(call: Callable[[], None]) -> None:
-            network.send(target.name, self.name, returned, call, reliable=reliable)
-
-        def succeeded(answer: object) -> None:
-            if self._unproven_since is not None and asked_at >= self._unproven_since:
-                self._unproven_since = None
-            answered(answer)
-
-        def arrive() -> None:
-            if target.running and target.doors_open:
-                target.when_awake(lambda: serve(target, lambda answer: back(lambda: succeeded(answer))))
-            elif target.machine.powered:
-                back(failed)  # refused
-
-        def send() -> None:
-            network.send(self.name, target.name, arrive, reliable=reliable)
-
-        self.world.call_later(self._retransmissions() if reliable else 0.0, send)
-
-    def _retransmissions(self) -> float:
-        """How long TCP's first repeats take; the network itself adds one more where it loses something."""
-        return 0.4 if self.rng.random() < self.mesh.network.loss**2 else 0.0
+    def heard_of(self, asked_at: float) -> None:
+        """Another peer answered what was asked then."""
+        if self._unproven_since is not None and asked_at >= self._unproven_since:
+            self._unproven_since = None
 
     def _send_push(self, peer: PeerId, push: Push) -> None:
         def answered(reply: object) -> None:
             assert isinstance(reply, PushReply)
-            self._feed(self.core.handle_push_reply(self.world.now, peer, reply))
+            self.feed(self.core.handle_push_reply(self.world.now, peer, reply))
 
         self.world.trace(self.name, "push", peer, push.number, len(push.rows))
         self.ask(
             peer,
             lambda target, answer: target.serve_push(self.id, push, answer),
             answered,
-            lambda: self._feed(self.core.handle_push_failed(self.world.now, peer, push.number)),
+            lambda: self.feed(self.core.handle_push_failed(self.world.now, peer, push.number)),
         )
 
     def serve_push(self, peer: PeerId, push: Push, answer: Callable[[object], None]) -> None:
         reply, effects = self.core.handle_push(self.world.now, peer, push)
-        self._feed(effects, lambda: answer(reply))
+        self.feed(effects, lambda: answer(reply))
 
     def _send_sync(self, peer: PeerId, request: SyncRequest) -> None:
         def answered(page: object) -> None:
             assert isinstance(page, SyncPage)
-            self._feed(self.core.handle_sync_page(self.world.now, peer, page))
+            self.feed(self.core.handle_sync_page(self.world.now, peer, page))
 
         self.world.trace(self.name, "ledger sync", peer, sorted(request.vector.items()))
         self.ask(
             peer,
             lambda target, answer: target.serve_sync(self.id, request, answer),
             answered,
-            lambda: self._feed(self.core.handle_sync_failed(self.world.now, peer)),
+            lambda: self.feed(self.core.handle_sync_failed(self.world.now, peer)),
         )
 
     def serve_sync(self, peer: PeerId, request: SyncRequest, answer: Callable[[object], None]) -> None:
         page = self.core.handle_sync_request(self.world.now, peer, request)
         if self._outbox:
-            self._feed([], lambda: answer(page))
+            self.feed([], lambda: answer(page))
         else:
             answer(page)
 
-    # ---- users (as `meshq/web/desk.py`)
-
-    def submit(self, spec: TaskSpec) -> None:
-        """Store source and task here and elsewhere, then tell the user where they are."""
-        commit = spec.source.commit
-        if commit is None:
-            self._store(spec, self.peers.others_alive())
-            return
-        self.machine.disk.sources[commit] = None
-        targets = claimants(TaskId(commit), 1, self.peers.others_alive())[:COPIES_WANTED]
-        having: list[PeerId] = []
-        waiting = dict.fromkeys(targets)
-
-        def one_done(peer: PeerId, has_it: bool) -> None:
-            del waiting[peer]
-            having.extend([peer] if has_it else [])
-            if not waiting:
-                self._store(spec, having)
-
-        for target in targets:
-            self.ask(
-                target,
-                lambda other, answer: other.serve_source(commit, answer),
-                lambda _, peer=target: one_done(peer, True),  # type: ignore[misc]  # a default binds the loop's value
-                lambda peer=target: one_done(peer, False),  # type: ignore[misc]  # a default binds the loop's value
-            )
-        if not targets:
-            self._store(spec, [])
-
-    def serve_source(self, commit: ObjectId, answer: Callable[[object], None]) -> None:
-        self.machine.disk.sources[commit] = None
-        answer(None)
-
-    def _store(self, spec: TaskSpec, having: Sequence[PeerId]) -> None:
-        tasks, effects = self.core.submit(self.world.now, [spec], hold=True)
-        limit = self.world.now + ACK_SECONDS
-        self._feed(effects, lambda: self._wait_for_copies(tasks[0], having, limit))
-
-    def _wait_for_copies(self, task: TaskId, having: Sequence[PeerId], limit: float) -> None:
-        if any(peer in self.core.stored_on(task) for peer in having):
-            self.mesh.answered(self, task, stored_elsewhere=True)
-        elif not having or self.world.now >= limit:
-            self.mesh.answered(self, task, stored_elsewhere=False)
-        else:
-            self._later(0.05, self._wait_for_copies, task, having, limit)
+    # ---- commands
 
     def cancel(self, task: TaskId) -> None:
-        self._feed(self.core.cancel(self.world.now, task, f"user@{self.name}"))
-
-    # ---- exec's shell (as `meshq/exec/shell.py`)
-
-    def _exec(self, effects: Sequence[exec_effects.Effect]) -> None:
-        self.worker.check()
-        for effect in effects:
-            if self._sprung():
-                return
-            self._exec_one(effect)
-        self._timer("worker", self.worker.deadline(), lambda: self._exec(self.worker.handle_timeout(self.world.now)))
-
-    def _exec_one(self, effect: exec_effects.Effect) -> None:
-        match effect:
-            case exec_effects.FetchSource(claimed):
-                self.machine.create(claimed)
-                self._later(self.rng.uniform(0.002, 0.02), self._fetch, claimed)
-            case exec_effects.BuildEnvironment(claimed):
-                seconds = self.rng.choice((0.02, 0.1, self.rng.uniform(0.1, self.mesh.plan.build_seconds)))
-                self._later(seconds, self._built, claimed.fence)
-            case exec_effects.Spawn(claimed, _, gpus):
-                self.machine.folders[claimed.fence].gpus = gpus
-                self._later(self.rng.uniform(0.001, 0.02), self._spawn, claimed.fence)
-            case exec_effects.Signal(fence, reason):
-                self.machine.signal(fence, reason)
-            case exec_effects.Collect(fence):
-                seconds = self.rng.uniform(0.001, 0.05)
-                self._later(seconds, lambda: self._exec(self.worker.handle_collected(self.world.now, fence, (), 0)))
-            case exec_effects.Discard():
-                pass
-            case exec_effects.Ready(fence):
-                self._later(0.0, lambda: self._feed(self.core.handle_ready(self.world.now, fence)))
-            case exec_effects.Slow(fence):
-                self._later(0.0, lambda: self._feed(self.core.handle_slow(self.world.now, fence)))
-            case exec_effects.AttemptEnded(fence, outcome):
-                self._later(0.0, self._report, fence, outcome)
-            case exec_effects.CapacityChanged():
-                self._later(0.0, self._capacity_changed)
-            case _:
-                assert_never(effect)
-
-    def _report(self, fence: Fence, outcome: Outcome) -> None:
-        def reported() -> None:
-            if fence in self.machine.folders:
-                self.machine.folders[fence].reported = True
-
-        self._feed(self.core.handle_ended(self.world.now, fence, outcome), reported)
-
-    def _fetch(self, claimed: Claimed) -> None:
-        """From here, or else from whoever has the source, the submitter first."""
-        commit, first = claimed.spec.source.commit, claimed.spec.submitted_peer
-        if commit is None or commit in self.machine.disk.sources:
-            self._exec(self.worker.handle_source_ready(self.world.now, claimed.fence))
-            return
-        self._fetch_from(claimed, commit, sorted(self.peers.others_alive(), key=lambda other: other != first))
-
-    def _fetch_from(self, claimed: Claimed, commit: ObjectId, left: Sequence[PeerId]) -> None:
-        if not left:
-            self.mesh.watcher.counts["sources_missed"] += 1
-            reason = "no peer has the source"
-            self._exec(self.worker.handle_preparation_failed(self.world.now, claimed.fence, reason, True))
-            return
-
-        def answered(has_it: object) -> None:
-            if has_it:
-                self.machine.disk.sources[commit] = None
-                self._fetch(claimed)
-            else:
-                self._fetch_from(claimed, commit, left[1:])
-
-        self.ask(
-            left[0],
-            lambda target, answer: answer(commit in target.machine.disk.sources),
-            answered,
-            lambda: self._fetch_from(claimed, commit, left[1:]),
-        )
-
-    def _built(self, fence: Fence) -> None:
-        now, luck = self.world.now, self.rng.random()
-        if luck < self.mesh.plan.release_chance:
-            self._exec(self.worker.handle_preparation_failed(now, fence, "no wheel for this platform", True))
-        elif luck < 1.5 * self.mesh.plan.release_chance:
-            self._exec(self.worker.handle_preparation_failed(now, fence, "the requirements can't be solved", False))
-        else:
-            self._exec(self.worker.handle_environment_ready(now, fence, "/python"))
-
-    def _spawn(self, fence: Fence) -> None:
-        self._spawn_if_powered(fence)
-        if not self.machine.folders[fence].started:
-            self._exec(self.worker.handle_spawn_failed(self.world.now, fence, "another agent decided otherwise"))
-            return
-        self._exec(self.worker.handle_spawned(self.world.now, fence))
-        self._watch(fence)
-
-    def _spawn_if_powered(self, fence: Fence) -> None:
-        if self.machine.powered:
-            self.machine.spawn(fence)
-
-    def _watch(self, fence: Fence) -> None:
-        run = self._run
-
-        def over() -> None:
-            if run == self._run and self.running:
-                self.when_awake(lambda: self._later(self.rng.uniform(0.0, 0.01), self._exited, fence))
-
-        self.machine.watch(fence, over)
-
-    def _exited(self, fence: Fence) -> None:
-        state = self.machine.inspect(fence)
-        assert not isinstance(state, StillRunning), "it was watched to its end"
-        self._exec(self.worker.handle_exited(self.world.now, fence, state))  # type: ignore[arg-type]  # it was started
-
-    # ---- for the end
+        self.feed(self.core.cancel(self.world.now, task, f"user@{self.name}"))
 
     def idle(self) -> bool:
         """Nothing is under way here."""
-        return self.awake and not self._outbox and not self.worker.attempts()
+        return self.awake and not self._outbox and not self.exec.worker.attempts()
 
-    def deadline(self) -> float:
-        return self.core.deadline() if self.ledger is not None else inf
+
+def _gpu(index: int, task: TaskId | None) -> Gpu:
+    return Gpu(index=index, uuid=f"GPU-{index}", name="sim", memory_bytes=GPU_BYTES, task=task)

@@ -90,15 +90,23 @@ def plan_for(seed: int, peers: int | None = None, weather: Weather | None = None
     faults = () if fair else _faults(rng, weather, unit, seconds)
     gpus = tuple(rng.choice((0, 0, 1, 2)) for _ in range(count))
     return Plan(
-        seed=seed, weather=weather, profile=profile,
-        slots=tuple(rng.choice((1, 2, 2, 3)) for _ in range(count)), gpus=gpus,
-        loss=0.0 if fair else rng.choice((0.0, 0.05, 0.1, 0.2)), duplication=0.0 if fair else rng.choice((0.0, 0.05)),
+        seed=seed,
+        weather=weather,
+        profile=profile,
+        slots=tuple(rng.choice((1, 2, 2, 3)) for _ in range(count)),
+        gpus=gpus,
+        loss=0.0 if fair else rng.choice((0.0, 0.05, 0.1, 0.2)),
+        duplication=0.0 if fair else rng.choice((0.0, 0.05)),
         delay=rng.choice(((0.0005, 0.003), (0.002, 0.02))),
         reliable=weather is not Weather.STORMY or rng.random() < 0.5,
-        release_chance=0.0 if fair else 0.05, build_seconds=rng.choice((0.2, 3.0)), page_rows=rng.choice((1, 2, 1_000)), run_seconds=3.0 * unit, seconds=seconds,
+        release_chance=0.0 if fair else 0.05,
+        build_seconds=rng.choice((0.2, 3.0)),
+        page_rows=rng.choice((1, 2, 1_000)),
+        run_seconds=3.0 * unit,
+        seconds=seconds,
         submissions=tuple(_submission(rng, number, seconds, any(gpus), fair) for number in range(rng.randint(6, 16))),
         faults=faults,
-    )  # fmt: skip
+    )
 
 
 def _submission(rng: Random, number: int, seconds: float, gpus: bool, fair: bool) -> Submission:

@@ -1,8 +1,8 @@
 """A whole mesh, from its first start through its faults to the calm after them.
 
-`Simulation(plan).run()` does it all: agents start, users submit and cancel, things break as planned; then all faults end, who is
-not gone for good comes back, and within a limit everything must be equal and done. It raises `Violation` with the story, or
-returns a `Report`.
+`Simulation(plan).run()` does it all: agents start, users submit and cancel, things break as planned; then all faults end, who
+is not gone for good comes back, and within a limit everything must be equal and done. It raises `Violation` with the story,
+or returns a `Report`.
 """
 
 from collections import Counter
@@ -15,8 +15,8 @@ from meshq.gossip.swim import PROFILES
 from meshq.ids import ObjectId, PeerId, TaskId
 from meshq.ledger import replica, timing
 from meshq.ledger.holder import read
-from meshq.ledger.row import Lost
 from meshq.task import Needs, Source, TaskSpec
+from tests.simulator.desk import Submitting
 from tests.simulator.gossip_peer import Mesh
 from tests.simulator.invariants import Watcher, final_checks
 from tests.simulator.mesh_peer import MeshPeer
@@ -80,7 +80,7 @@ class Simulation:
         for peer in self.peers.values():
             self.world.call_later(self.rng.uniform(0.0, 0.5), peer.start)
         for submission in self.plan.submissions:
-            self.world.call_at(submission.at, self._submit, submission)
+            self.world.call_at(submission.at, self.submit, submission)
         for fault in self.plan.faults:
             self.world.call_at(fault.at, self._break, fault)
         self.world.call_at(2.0, self._spoil_network)
@@ -120,21 +120,28 @@ class Simulation:
 
     # ---- users
 
-    def _submit(self, submission: Submission) -> None:
+    def submit(self, submission: Submission) -> None:
         able = [peer for peer in self.running() if peer.awake and peer.doors_open and not peer.draining]
         if not able:
-            self.world.call_later(POSTPONE, self._submit, submission)
+            self.world.call_later(POSTPONE, self.submit, submission)
             return
         peer = self.rng.choice(able)
         commit = None if submission.source is None else ObjectId(f"{submission.source:040x}")
-        peer.submit(
-            TaskSpec(
-                name=submission.name, argv=("train.py",), submitted_by=f"user@{peer.name}", submitted_at=0.0,
-                submitted_peer=peer.id, queue="gpu" if submission.gpus else "default", priority=submission.priority,
-                needs=Needs(gpus=submission.gpus), source=Source(commit=commit), retries=submission.retries,
-                time_limit=submission.time_limit, lease=submission.lease,
-            )
-        )  # fmt: skip
+        spec = TaskSpec(
+            name=submission.name,
+            argv=("train.py",),
+            submitted_by=f"user@{peer.name}",
+            submitted_at=0.0,
+            submitted_peer=peer.id,
+            queue="gpu" if submission.gpus else "default",
+            priority=submission.priority,
+            needs=Needs(gpus=submission.gpus),
+            source=Source(commit=commit),
+            retries=submission.retries,
+            time_limit=submission.time_limit,
+            lease=submission.lease,
+        )
+        Submitting(peer, spec).begin()
 
     def answered(self, peer: MeshPeer, task: TaskId, *, stored_elsewhere: bool) -> None:
         """The user has the task's id."""
@@ -178,7 +185,11 @@ class Simulation:
                 self._strike_network(fault, self.rng.sample(able, 2))
                 self.happened[fault.kind] += 1
             return len(able) > 1
-        victims = [peer for peer in self.running() if peer.awake and peer.doors_open and not peer.draining and self._rested(peer) and not peer.trapped]
+        victims = [
+            peer
+            for peer in self.running()
+            if peer.awake and peer.doors_open and not peer.draining and self._rested(peer) and not peer.trapped
+        ]
         if not victims or (fault.kind in (FaultKind.GONE, FaultKind.LEAVE) and len(self.running()) < 3):
             return False
         busy = [peer for peer in victims if any(folder.ends for folder in peer.machine.folders.values())]
@@ -352,7 +363,11 @@ class Simulation:
         planned = Counter(fault.kind.value for fault in self.plan.faults)
         assert all(self.happened[kind] == count for kind, count in planned.items()), f"planned {planned}, had {self.happened}"
         traffic = self.network.traffic
-        self.happened["dropped"], self.happened["doubled"], self.happened["cut"] = traffic.dropped, traffic.duplicated, traffic.cut
+        self.happened["dropped"], self.happened["doubled"], self.happened["cut"] = (
+            traffic.dropped,
+            traffic.duplicated,
+            traffic.cut,
+        )
         assert traffic.dropped > 0 or self.plan.loss == 0
         assert traffic.duplicated > 0 or self.plan.duplication == 0
         assert traffic.cut > 0 or not self.happened[FaultKind.PARTITION]
