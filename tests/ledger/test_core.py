@@ -425,6 +425,17 @@ def test_at_the_start_claims_that_exec_still_has_are_adopted_and_the_others_are_
     assert status(row_in(core, kept.task)) is Status.SUCCEEDED
 
 
+def test_a_claim_that_was_being_prepared_when_the_agent_died_waits_for_exec_to_give_it_up() -> None:
+    base = row(birth=dot("a", 1))
+    claim = dot("a", 2)
+    core = ledger(rows=[with_facts(base, (claim, Claim(attempt=1, peer=A, seen=base.vector)))])
+    core.handle_peers(0.0, views(view("a", busy(telemetry()))))
+    assert core.adopt(0.1, [fence(1, claim)]) == [RowChanged(base.task)]  # no second Prepare of one fence
+    core.handle_ended(0.2, fence(1, claim), outcome(EndKind.RELEASED))
+    assert [each.status for each in attempts(row_in(core, base.task))] == ["lost"]
+    assert status(row_in(core, base.task)) is Status.QUEUED
+
+
 def test_what_exec_runs_under_a_claim_that_has_ended_is_stopped_at_the_start() -> None:
     base = row(birth=dot("a", 1))
     claim = dot("a", 2)

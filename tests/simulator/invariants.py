@@ -23,6 +23,7 @@ from meshq.task import Claimed, EndKind, Status, Telemetry
 from tests.simulator.world import World
 
 STORY_LINES = 90
+CLAIMS_MAX = 300  # in one run of at most 16 tasks; 5 losses and 2 retries for each, and concurrent claims, make half of it
 STOPPED_WITHIN = 12.0  # after its claim ended: SIGTERM, 10 s, SIGKILL
 
 
@@ -157,6 +158,8 @@ class Watcher:
             self.fail(f"I3: {place} has {fact} of {self._writer(dot)}, who never committed it", task)
         self.facts[dot] = (task, fact)
         self.counts[type(fact).__name__.lower()] += 1
+        if self.counts["claim"] > CLAIMS_MAX:
+            self.fail("L3: peers claim without end", task)
         self.note(place, f"writes {describe(fact)} as {short_dot(dot)}", task)
 
     def row_changed(self, place: str, row: Row) -> None:
