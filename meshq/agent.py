@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -39,9 +39,9 @@ from meshq.gossip import snapshot
 from meshq.gossip.discovery import Discovery, own_addresses, resolve_seed
 from meshq.gossip.member import Address, Liveness, Member
 from meshq.gossip.profile import PROFILES
-from meshq.gossip.swim import Swim
+from meshq.gossip.swim import KnownPeer, Swim
 from meshq.gossip.transport import GossipShell
-from meshq.ids import Fence, PeerId, TaskId
+from meshq.ids import Epoch, Fence, PeerId, TaskId
 from meshq.ledger import timing as ledger_timing
 from meshq.ledger.core import Ledger
 from meshq.ledger.effects import Push, PushReply, SyncPage, SyncRequest
@@ -57,7 +57,7 @@ from meshq.trust import cookie, hardening, identity, keys
 from meshq.trust.certificates import Credentials
 from meshq.trust.seal import Opener, Sealer, key_id
 from meshq.web.attempt_files import AttemptFiles
-from meshq.web.changes import Changes
+from meshq.web.changes import THE_MESH, Changes
 from meshq.web.control_api import ControlApi
 from meshq.web.desk import AgentHooks, Desk, MeshFacts
 from meshq.web.documents import PeerFacts
@@ -177,6 +177,7 @@ class Agent:
         )  # fmt: skip
         self.objects = ObjectStore(self.home.objects)
         self.files = AttemptFiles(self.home)
+        self._limiter = RequestLimiter()
         self.transfers = Transfers(self.client, self.objects, self.files, self.peers.others_alive)
         self.peer_api = PeerApi(
             gossip=self.gossip, ledger=self.ledger, objects=self.objects, files=self.files, transfers=self.transfers
@@ -223,7 +224,7 @@ class Agent:
             await self._close()
 
     async def _open_doors(self) -> None:
-        peer_runner = make_runner(self.peer_api.application(RequestLimiter()))
+        peer_runner = make_runner(self.peer_api.application(self._limiter))
         await peer_runner.setup()
         assert peer_runner.server is not None
         self._peer_gate = Gate(peer_runner.server, self._server_context)
@@ -258,7 +259,7 @@ class Agent:
 
     async def _somebody(self) -> None:
         while not self.peers.others_alive():
-            await self.changes.wait(TaskId(""), SETTLE_SECONDS)
+            await self.changes.wait(THE_MESH, SETTLE_SECONDS)
 
     async def _join_seeds(self) -> None:
         for seed in self.settings.seeds:
@@ -299,7 +300,7 @@ class Agent:
 
     async def _nothing_runs(self) -> None:
         while self.exec.attempts():
-            await self.changes.wait(TaskId(""), 1.0)
+            await self.changes.wait(THE_MESH, 1.0)
 
     async def _close(self) -> None:
         if self._discovery is not None:
@@ -308,7 +309,7 @@ class Agent:
             await gate.close()
         for runner in self._runners:
             await runner.cleanup()
-        self._remember_peers()
+        self._remember_peers(self.gossip.core.known_peers(boottime()))
         await self.exec.close()
         await self._environments.close()
         await self.gossip.stop()
@@ -327,7 +328,6 @@ class Agent:
             case gossip_effects.MemberChanged(_, after):
                 log.info("%s (%s) is %s", after.name, after.peer[:8], after.liveness.name.lower())
                 self.peers.handle_member(boottime(), after)
-                self._check_name()
                 self._members_changed.set()
                 self._views_changed()
             case gossip_effects.RecordChanged(peer, record):
@@ -337,11 +337,18 @@ class Agent:
                 log.info("%s does not answer probes", self.peers.name(peer))
             case gossip_effects.Refuted(accusation):
                 log.warning("this peer was held %s; refuted", accusation.liveness.name.lower())
-                store_epoch(self.home.epoch, self.gossip.core.me.epoch)  # above the other run's, if there was one
+                self._track(self._store_epoch(self.gossip.core.me.epoch), "epoch")
             case gossip_effects.Send() | gossip_effects.Sync():
                 pass  # the shell's own
             case _:
                 assert_never(effect)
+
+    async def _store_epoch(self, epoch: Epoch) -> None:
+        """Above the other run's, if there was one. If the disk refuses, the next start is refuted once more."""
+        try:
+            await asyncio.to_thread(store_epoch, self.home.epoch, epoch)
+        except StoreError as error:
+            log.warning("%s", error)
 
     def _check_name(self) -> None:
         me = self.gossip.core.me
@@ -352,13 +359,14 @@ class Agent:
 
     def _views_changed(self) -> None:
         """Tell the ledger once for all that this turn of the loop brings."""
-        self.changes.notify(TaskId(""))
+        self.changes.notify(THE_MESH)
         if not self._views_due:
             self._views_due = True
             asyncio.get_running_loop().call_soon(self._tell_views)
 
     def _tell_views(self) -> None:
         self._views_due = False
+        self._check_name()  # here, and not while gossip still carries out the effects that brought the other name
         self.ledger.peers(self.peers.views())
 
     async def _gossip_sync(self, sync: gossip_effects.Sync) -> bytes:
@@ -385,16 +393,25 @@ class Agent:
                     await self._members_changed.wait()
             await asyncio.sleep(SNAPSHOT_DELAY)
             self._members_changed.clear()
-            await asyncio.to_thread(self._remember_peers)
+            self._forget_peers()
+            known = self.gossip.core.known_peers(boottime())  # the core belongs to this thread, the disk to another
+            await asyncio.to_thread(self._remember_peers, known)
 
     async def _expire_copies(self) -> None:
         while True:
             await asyncio.to_thread(self.files.expire, time.time())
             await asyncio.sleep(EXPIRE_SECONDS)
 
-    def _remember_peers(self) -> None:
+    def _forget_peers(self) -> None:
+        """Whom gossip has forgotten (a week after its death) is known no more: no task waits for it, no list shows it."""
+        core = self.gossip.core
+        known = {member.peer for member in core.members()} | {each.peer for each in core.known_peers(boottime())}
+        if self.peers.forget_all_but(known):
+            self._views_changed()
+
+    def _remember_peers(self, known: Sequence[KnownPeer]) -> None:
         try:
-            snapshot.save(self.home.known_peers, self.gossip.core.known_peers(boottime()), time.time())
+            snapshot.save(self.home.known_peers, known, time.time())
         except StoreError as error:
             log.warning("%s", error)
 
@@ -430,16 +447,17 @@ class Agent:
         """The end is durable first; then exec may forget it, and somebody else gets a copy of log and outputs."""
         await self.ledger.ended(fence, outcome)
         self.exec.reported(fence)
-        self.changes.notify(TaskId(""))
-        if outcome.started_at is not None and (others := self.peers.others_alive()):
-            await self.transfers.offer_copy(fence, claimants(TaskId(fence), 1, others))
+        self.changes.notify(THE_MESH)
+        others = self.peers.others_alive() if outcome.started_at is not None else []
+        if others and await self.transfers.offer_copy(fence, claimants(TaskId(fence), 1, others)) is None:
+            log.warning("no other peer keeps a copy of the log and outputs of attempt %s", fence)
 
     def _capacity_changed(self) -> None:
         telemetry = self._telemetry()
         self.peers.handle_own_telemetry(telemetry)
         self.ledger.capacity(telemetry)
         self.gossip.publish(codec.encode(telemetry))
-        self.changes.notify(TaskId(""))
+        self.changes.notify(THE_MESH)
 
     def _telemetry(self) -> Telemetry:
         running = [attempt.claimed.task for attempt in self.exec.attempts().values()]
@@ -501,7 +519,7 @@ class Agent:
             "ledger": self._ledger_core.counters,
             "store": self._store.counters,
             "peer port": self._peer_gate.counters,
-            "peer requests": self.peer_api.counters,
+            "peer requests": self.peer_api.counters | {"too many at once": self._limiter.refused},
             "control socket": self._control_gate.counters,
             "peers": {"undecodable records": self.peers.undecodable_records},
             "discovery": self._discovery.counters if self._discovery is not None else {},

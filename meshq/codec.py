@@ -13,6 +13,7 @@ module. The converters are compiled once per type: a packet of nine members deco
 import dataclasses
 import enum
 import functools
+import math
 import types
 import typing
 from collections.abc import Callable, Hashable, Mapping
@@ -68,7 +69,7 @@ def from_plain(kind: type[T], plain: object) -> T:
     """The inverse of `to_plain`. MalformedData names the field that is wrong."""
     try:
         return cast(T, _converter(cast(Hashable, kind), True)(plain))
-    except (_Wrong, ValueError, TypeError) as error:
+    except (_Wrong, ValueError, TypeError, OverflowError) as error:
         raise MalformedData(str(error)) from None
 
 
@@ -120,13 +121,19 @@ def _checked_int(raw: int) -> int:
     return raw
 
 
+def _checked_float(raw: float) -> float:
+    if not math.isfinite(raw):
+        raise _Wrong("a number that is none")  # JSON can't say it, and no comparison of ours means it
+    return raw
+
+
 def _checked_str(raw: str) -> str:
     raw.encode("utf-8")  # a lone surrogate from JSON would fail later, in SQLite
     return raw
 
 
 def _scalar(kind: type) -> Convert:
-    checks: dict[type, Convert] = {int: _checked_int, str: _checked_str}
+    checks: dict[type, Convert] = {int: _checked_int, float: _checked_float, str: _checked_str}
     check = checks.get(kind)
 
     def convert(raw: Any) -> Any:

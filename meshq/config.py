@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from meshq.errors import UsageError
+from meshq.errors import StoreError, UsageError
 
 PORT_DEFAULT: Final = 7733
 PACKET_BYTES_MAX: Final = 1_200  # QUIC's safe datagram: never fragmented on IPv4, IPv6 or a VPN
@@ -185,6 +185,21 @@ def parse_duration(text: str, what: str) -> float:
     if match is None or float(match[1]) <= 0:
         raise UsageError(f"{what}: {text!r} is no duration", "write seconds or a unit, such as 90s, 15m, 2h or 1:30:00")
     return float(match[1]) * _SECONDS[match[2].lower()]
+
+
+def check_room(folder: Path, doing: str, wanted: int = 0) -> None:
+    """StoreError if with `wanted` bytes more the disk were so full that the ends of tasks could soon not be recorded."""
+    try:
+        usage = os.statvfs(folder)
+    except OSError as error:
+        raise StoreError(f"{doing}: cannot look at the disk of {folder}: {error.strerror}") from None
+    free = usage.f_bavail * usage.f_frsize
+    if free - wanted < DISK_FREE_BYTES_MIN // 2:
+        what = f"there are {wanted >> 20} MiB to store" if wanted else "nothing was stored"
+        raise StoreError(
+            f"{doing}: the disk of {folder} is nearly full ({free >> 20} MiB free); {what}",
+            f"free {DISK_FREE_BYTES_MIN >> 20} MiB on it, or submit from another machine",
+        )
 
 
 def check_name(text: str, what: str) -> str:

@@ -3,14 +3,15 @@
 The checks are functions of a few facts that the agent hands in, so that each can be tested with made-up facts.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from meshq import config
+from meshq.errors import TaskFailed
 from meshq.gossip.member import Address, Liveness, Member
+from meshq.packages import uv_binary
 from meshq.peers import is_alive
 from meshq.task import Telemetry
 
@@ -113,7 +114,7 @@ def _gpus(facts: Facts) -> Check:
 
 def _environments(facts: Facts) -> Check:
     if facts.uv is None:
-        return Check(name="environments", ok=False, detail="uv is missing; install it into the environment of meshq")
+        return Check(name="environments", ok=False, detail="uv is missing; reinstall meshq in a fresh virtual environment")
     return Check(name="environments", ok=True, detail=f"uv at {facts.uv}")
 
 
@@ -154,10 +155,8 @@ def to_document(checks: Sequence[Check], counters: Mapping[str, int]) -> dict[st
 
 
 def find_uv() -> str | None:
-    """The uv binary that came with the package, else the one on PATH."""
+    """The uv binary that builds environments."""
     try:
-        from uv import find_uv_bin
-
-        return os.fspath(find_uv_bin())
-    except (ImportError, FileNotFoundError):
-        return shutil.which("uv")
+        return uv_binary()
+    except TaskFailed:
+        return None

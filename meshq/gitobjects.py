@@ -27,7 +27,6 @@ MODE_FILE: Final = 0o100644
 MODE_EXECUTABLE: Final = 0o100755
 MODE_SYMLINK: Final = 0o120000
 MODE_REPOSITORY: Final = 0o160000  # git's "gitlink": a repository inside, of which only the commit is named
-MODES: Final = frozenset({MODE_FOLDER, MODE_FILE, MODE_EXECUTABLE, MODE_SYMLINK, MODE_REPOSITORY})
 
 HEADER_BYTES: Final = 5
 AUTHOR: Final = "meshq <meshq@localhost> 0 +0000"  # the same for everybody and always: equal files give an equal commit

@@ -16,8 +16,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -36,6 +36,7 @@ OPTIONS_BYTES_MAX: Final = 64 * 1024
 LOOK_AROUND_SECONDS: Final = 2.5
 SEED_SECONDS: Final = 8.0
 DETACH_SECONDS: Final = 40.0
+END_SECONDS: Final = 10.0  # for an agent that is of no use to end by itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,37 +94,55 @@ def _read_options(arguments: Sequence[str]) -> Options:
 
 
 def _join(home: Home, options: Options) -> None:
+    """Run the agent, or start it; raises and leaves everything as it was if it does not become a member.
+
+    Once it is one, the home has a life of its own: however the agent ends, nothing in it is taken back.
+    """
     fresh = not home.root.exists()
-    wanted = settings.merged(settings.load(home.settings), options.given)
+    before = settings.load(home.settings)
+    wanted = settings.merged(replace(before, seeds=()) if options.new else before, options.given)
     cookie.prepare_home(home, wanted.group)
     lock = _take_lock(home)
-    kept = False
     try:
-        if options.new and home.key.exists():
-            _put_aside(home)
-        founding = not home.key.exists()
-        key, founded = _find_key(home, wanted, options)
-        if founding:
-            _check_seeds(key, wanted)
-            keys.write(home.key, key)
-        settings.save(home.settings, wanted)
-        try:
-            _run(home, wanted, lock, options.detach, founded)
-            kept = True
-        except MeshqError:
-            if founding:
-                home.key.unlink(missing_ok=True)
-                home.settings.unlink(missing_ok=True)
-            raise
+        with ExitStack() as undo:
+            if fresh:
+                undo.callback(shutil.rmtree, home.root, ignore_errors=True)
+            founded = _settle_in(home, wanted, before, options, undo)
+
+            def ready(document: Mapping[str, Any]) -> None:
+                undo.pop_all()
+                _announce(document, founded)
+
+            if options.detach:
+                ready(_start_in_background(home, lock))
+            else:
+                agent.run(home, ready)
     finally:
         os.close(lock)
-        if fresh and not kept and not home.key.exists():
-            shutil.rmtree(home.root, ignore_errors=True)  # nobody joined: leave the machine as it was
+
+
+def _settle_in(home: Home, wanted: Settings, before: Settings, options: Options, undo: ExitStack) -> str:
+    """Key and settings into the home, with what takes them out again; if a mesh begins now, why."""
+    key, founded = _find_key(home, wanted, options)
+    if options.new or not home.key.exists():
+        _check_seeds(key, wanted)
+        if home.key.exists():
+            undo.callback(_take_back, home, _put_aside(home))
+        undo.callback(home.settings.unlink, missing_ok=True)
+        undo.callback(home.key.unlink, missing_ok=True)
+        keys.write(home.key, key)
+    else:
+        undo.callback(settings.save, home.settings, before)
+    settings.save(home.settings, wanted)
+    return founded
 
 
 def _take_lock(home: Home) -> int:
     """Two agents never share a home. The descriptor keeps the lock, also in the process that inherits it."""
-    descriptor = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        descriptor = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(f"cannot open {home.lock}: {error.strerror}", "check free space and permissions of the home") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -137,7 +156,7 @@ def _take_lock(home: Home) -> int:
 def _find_key(home: Home, wanted: Settings, options: Options) -> tuple[MeshKey, str]:
     """The key of the mesh that is meant; and if that mesh begins now, why."""
     given = keys.parse(options.key) if options.key else None
-    if home.key.exists():
+    if home.key.exists() and not options.new:
         key = keys.read(home.key)
         if given is not None and given != key:
             raise TaskFailed(
@@ -219,23 +238,34 @@ async def _meet(seed: str, context: ssl.SSLContext) -> None:
     raise Unreachable(f"the seed {seed} does not answer: {why}", "check that its agent runs and that UDP and TCP may pass")
 
 
-def _put_aside(home: Home) -> None:
+def _put_aside(home: Home) -> Path:
     """`--new` in a home that has a mesh: its key, identity, ledger and attempts go into a folder of their own."""
     aside = home.root / f"left-{keys.read(home.key).mesh_id}-{int(time.time())}"
     aside.mkdir(mode=0o700)
-    stay = {home.lock.name, home.environments.name, home.package_cache.name, aside.name, home.socket.parent.name}
-    for entry in sorted(home.root.iterdir()):
-        if entry.name not in stay and not entry.name.startswith("left-"):
-            entry.rename(aside / entry.name)
+    for entry in _of_the_mesh(home):
+        entry.rename(aside / entry.name)
     cookie.prepare_home(home)
     print(f"note: the old mesh was put aside in {aside}", file=sys.stderr)
+    return aside
 
 
-def _run(home: Home, wanted: Settings, lock: int, detach: bool, founded: str) -> None:
-    if detach:
-        _announce(_start_in_background(home, lock), founded)
-    else:
-        agent.run(home, ready=lambda document: _announce(document, founded))
+def _take_back(home: Home, aside: Path) -> None:
+    """Undo `_put_aside`, in place of what was made since."""
+    for entry in _of_the_mesh(home):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink()
+    for entry in sorted(aside.iterdir()):
+        entry.rename(home.root / entry.name)
+    aside.rmdir()
+    print("note: the old mesh is back in its place", file=sys.stderr)
+
+
+def _of_the_mesh(home: Home) -> list[Path]:
+    """What in the home belongs to its mesh, and not to this machine or to a mesh before."""
+    stay = {home.lock.name, home.environments.name, home.package_cache.name, home.socket.parent.name}
+    return [each for each in sorted(home.root.iterdir()) if each.name not in stay and not each.name.startswith("left-")]
 
 
 def _announce(document: Mapping[str, Any], founded: str) -> None:
@@ -269,15 +299,25 @@ def _start_in_background(home: Home, lock: int) -> Mapping[str, Any]:
             with mine.makefile("rb") as stream:
                 line = stream.readline(OPTIONS_BYTES_MAX)
         except TimeoutError:
-            child.terminate()
+            _end(child)
             raise TaskFailed("the agent did not become ready in time", f"see {home.log}") from None
     if not line:
-        raise StoreError(f"the agent ended at once with code {child.wait(5)}", f"see {home.root / 'agent.out'}")
+        raise StoreError(f"the agent ended at once with code {_end(child)}", f"see {home.root / 'agent.out'}")
     document: Mapping[str, Any] = json.loads(line)
     if "error" in document:
         error = document["error"]
         raise ERROR_KINDS[error["code"]](error["message"], error["hint"])
     return document
+
+
+def _end(child: subprocess.Popen[bytes]) -> int:
+    """Have the agent gone, for the home is about to be taken back; its exit code."""
+    child.terminate()
+    try:
+        return child.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return child.wait()
 
 
 if __name__ == "__main__":

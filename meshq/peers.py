@@ -1,15 +1,15 @@
-"""What gossip says of the peers, told in the words of the ledger and of the people: names, views, addresses.
+"""What gossip says of the peers, told in the words of the ledger and of the people: names and views.
 
 Pure: the agent feeds it gossip's effects and reads views out of it. It holds the one rule for names: a peer whose name is
 also that of a peer with a smaller id takes the next free suffix, so that names are unique once views are equal.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 from meshq import codec, config
 from meshq.errors import MalformedData
-from meshq.gossip.member import Address, Liveness, Member
+from meshq.gossip.member import Liveness, Member
 from meshq.gossip.roster import KnownPeer
 from meshq.ids import PeerId
 from meshq.ledger.effects import PeerView
@@ -63,6 +63,14 @@ class Peers:
             entry.changed_at = now
         entry.member = member
 
+    def forget_all_but(self, known: Collection[PeerId]) -> bool:
+        """Forget who is not among these; whether there was anybody."""
+        gone = [peer for peer in (*self._entries, *self._remembered) if peer not in known and peer != self.me]
+        for peer in gone:
+            self._entries.pop(peer, None)
+            self._remembered.pop(peer, None)
+        return bool(gone)
+
     def handle_record(self, peer: PeerId, record: bytes) -> None:
         """Take over newer telemetry. A record that does not decode is counted and dropped."""
         entry = self._entries.get(peer)
@@ -93,10 +101,6 @@ class Peers:
         """In the order of their ids."""
         return sorted(peer for peer, entry in self._entries.items() if peer != self.me and is_alive(entry.member))
 
-    def addresses(self, peer: PeerId) -> tuple[Address, ...]:
-        entry = self._entries.get(peer)
-        return entry.member.addresses if entry is not None else ()
-
     def name(self, peer: PeerId) -> str:
         """The peer's name, or the head of its id if it is not known."""
         if (entry := self._entries.get(peer)) is not None:
@@ -118,8 +122,3 @@ class Peers:
             changed_at=entry.changed_at,
             telemetry=entry.telemetry,
         )
-
-
-def with_free(telemetry: Telemetry, *, slots: int, cpus: int, memory_bytes: int, gpus: int) -> Telemetry:
-    """The same machine with other free capacity."""
-    return replace(telemetry, slots_free=slots, cpus_free=cpus, memory_free_bytes=memory_bytes, gpus_free=gpus)

@@ -1,8 +1,8 @@
 """What this peer says about itself to the others: machine, capacity and what runs, in at most RECORD_BYTES_MAX bytes.
 
-Pure: the agent hands in what exec and the probe know. What does not fit is left out in a fixed order (process ids of others
-first, then running tasks beyond the eighth, then names and figures of GPUs), never what placement reads. Labels and queues
-are bounded when the agent joins (`settings.check`), so there is always a cut that fits.
+Pure: the agent hands in what exec and the probe know. What does not fit is left out in a fixed order: process ids of others
+first, then running tasks beyond the eighth, names and figures of GPUs, the usage of the machine. What placement reads goes
+last, and only beside the longest labels and queues that `settings.check` lets pass: then the last of many GPUs are not told.
 """
 
 from collections.abc import Sequence
@@ -68,11 +68,17 @@ def _problem(sample: Sample | None) -> str:
 
 def fitted(telemetry: Telemetry) -> Telemetry:
     """The same record, cut down until it fits one packet."""
-    for cut in (_without_pids, _with_fewer_running, _with_short_gpus, _with_bare_gpus):
-        if len(codec.encode(telemetry)) <= config.RECORD_BYTES_MAX:
+    for cut in (_without_pids, _with_fewer_running, _with_short_gpus, _with_bare_gpus, _without_usage):
+        if _fits(telemetry):
             return telemetry
         telemetry = cut(telemetry)
+    while telemetry.gpus and not _fits(telemetry):
+        telemetry = replace(telemetry, gpus=telemetry.gpus[:-1])
     return telemetry
+
+
+def _fits(telemetry: Telemetry) -> bool:
+    return len(codec.encode(telemetry)) <= config.RECORD_BYTES_MAX
 
 
 def _without_pids(telemetry: Telemetry) -> Telemetry:
@@ -100,3 +106,17 @@ def _with_bare_gpus(telemetry: Telemetry) -> Telemetry:
         for gpu in telemetry.gpus
     )
     return replace(telemetry, gpus=tuple(bare), running=())
+
+
+def _without_usage(telemetry: Telemetry) -> Telemetry:
+    return replace(
+        telemetry,
+        cpu_percent=None,
+        memory_used_bytes=None,
+        load_1m=None,
+        disk_free_bytes=None,
+        disk_read_bps=None,
+        disk_write_bps=None,
+        net_rx_bps=None,
+        net_tx_bps=None,
+    )

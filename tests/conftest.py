@@ -8,6 +8,7 @@ skipping. Tests marked `seeds` replay seeds that once failed, and run first.
 import functools
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable
 
@@ -63,6 +64,10 @@ def _required_groups() -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # started in the background of a script: our children must hear Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "seeds: replays seeds that ever failed; runs first")
     if hasattr(config, "workerinput"):
         return  # a worker of xdist: its controller has checked

@@ -74,3 +74,13 @@ def test_the_peer_with_the_smaller_id_keeps_its_name() -> None:
 def test_the_suffix_is_the_first_that_nobody_before_has() -> None:
     members = [member(PeerId("a" * 52), "lab"), member(ME, "lab-2"), member(OTHER, "lab")]
     assert free_name("lab", OTHER, members) == "lab-3"
+
+
+def test_whom_gossip_has_forgotten_is_known_no_more_and_i_always_am() -> None:
+    book = peers()
+    old = PeerId("d" * 52)
+    book.handle_member(11.0, member(OTHER, liveness=Liveness.DEAD))
+    book.remember(11.0, [KnownPeer(peer=old, name="old", addresses=(), unseen_for=5.0)])
+    assert not book.forget_all_but([OTHER, old])
+    assert book.forget_all_but([])
+    assert list(book.views()) == [ME]

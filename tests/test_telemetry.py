@@ -63,6 +63,16 @@ def test_what_does_not_fit_is_left_out_but_never_what_placement_reads() -> None:
     assert all(gpu.memory_bytes == 24 << 30 and gpu.foreign_pids for gpu in told.gpus)
 
 
+def test_there_is_a_cut_that_fits_even_for_the_largest_machine_with_the_longest_labels() -> None:
+    busy = tuple(replace(gpu, index=n, task="a" * 16) for n, gpu in enumerate(GPUS * 4))
+    usage = replace(SAMPLE, disk_read_bps=1.5, disk_write_bps=1.5, net_rx_bps=1.5, net_tx_bps=1.5, gpus=busy)
+    settings = Settings(labels={f"label-{n}": "v" * 50 for n in range(5)}, queues=("q" * 63, "r" * 63, "s" * 63))
+    told = record(usage, settings=settings)
+    assert len(codec.encode(told)) <= config.RECORD_BYTES_MAX
+    assert (told.labels, told.queues, told.slots_free) == (settings.labels, settings.queues, 1)
+    assert len(told.gpus) > 4
+
+
 def test_what_fits_is_left_as_it_is() -> None:
     small = Telemetry(gpus=GPUS[:2])
     assert fitted(small) == small

@@ -3,7 +3,7 @@
 Every step is a real command, run as a person would run it and printed before it runs; only what a person would look up in
 between (ids, who runs what, process ids) is asked through the client. Each "machine" is a folder of its own with an agent
 of its own on 127.0.0.1. Whatever was started is ended and the folder removed, whether the demo comes to its end, fails, or
-is stopped by Ctrl-C or SIGTERM: everything that runs for it is known by the name of that folder.
+is stopped by Ctrl-C, SIGTERM or a closed terminal: everything that runs for it is known by the name of that folder.
 """
 
 import contextlib
@@ -40,12 +40,13 @@ STATE_SECONDS: Final = 180.0  # building an environment on a slow line takes thi
 KILL_ROUNDS: Final = 20
 DEATH_SECONDS: Final = 10.0
 SHOWN_KEY: Final = "mesh.key"
+STOPS: Final = (signal.SIGTERM, signal.SIGHUP)  # handled like Ctrl-C
 
 
 def run_demo(wanted: Path | None) -> None:
     """Play the whole demo; MeshqError if a step does not go as it must."""
     outputs = _outputs_folder(wanted)
-    with _sigterm_as_interrupt(), _told_when_stopped(), _folder() as folder:
+    with _stopped_like_ctrl_c(), _told_when_stopped(), _folder() as folder:
         shutil.copy(_example(), folder / "project" / SCRIPT)
         demo = Demo(folder)
         demo.start_mesh()
@@ -202,11 +203,18 @@ def _outputs_folder(wanted: Path | None) -> Path:
     if wanted is not None:
         if wanted.exists() and (not wanted.is_dir() or any(wanted.iterdir())):
             raise UsageError(f"--to: `{wanted}` exists and is not empty", "give a folder that does not exist")
-        return wanted.absolute()
+        return _writable(wanted.absolute())
     default = Path("meshq-demo-outputs").absolute()
-    return next(
-        path for path in (default, *(default.with_name(f"{default.name}-{n}") for n in range(2, 10_000))) if not path.exists()
-    )
+    names = (default, *(default.with_name(f"{default.name}-{n}") for n in range(2, 10_000)))
+    return _writable(next(path for path in names if not path.exists()))
+
+
+def _writable(outputs: Path) -> Path:
+    """The folder, if it can be made: to find that out after a minute of demo would be late."""
+    nearest = next(path for path in (outputs, *outputs.parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"the outputs cannot go into `{outputs}`: `{nearest}` is not writable", "give another folder by --to")
+    return outputs
 
 
 def _example() -> Path:
@@ -233,15 +241,14 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
+def _stopped_like_ctrl_c() -> Iterator[None]:
+    """STOPS raise KeyboardInterrupt, except those that whoever started us wants to be ignored (nohup)."""
+
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
+    with _handled_by(interrupt, [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -249,7 +256,8 @@ def _told_when_stopped() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        screen.note("the demo was stopped, and everything that it had started is gone")
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            screen.note("the demo was stopped, and everything that it had started is gone")
         raise
 
 
@@ -261,20 +269,23 @@ def _folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        with _uninterrupted():
+        with _handled_by(signal.SIG_IGN, (signal.SIGINT, *STOPS)):  # a second Ctrl-C must not leave agents behind
             _kill_all(folder)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                screen.progress("Removing the three machines")  # tens of thousands of files: seconds on a slow disk
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C must not leave agents behind."""
-    before = [(number, signal.signal(number, signal.SIG_IGN)) for number in (signal.SIGINT, signal.SIGTERM)]
+def _handled_by(
+    handler: Callable[[int, FrameType | None], NoReturn] | signal.Handlers, numbers: Sequence[int]
+) -> Iterator[None]:
+    before = [(number, signal.signal(number, handler)) for number in numbers]
     try:
         yield
     finally:
-        for number, handler in before:
-            signal.signal(number, handler)
+        for number, earlier in before:
+            signal.signal(number, earlier)
 
 
 def _kill_all(folder: Path) -> None:

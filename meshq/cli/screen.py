@@ -25,10 +25,6 @@ def choose_json(chosen: bool) -> bool:
     return chosen
 
 
-def is_json() -> bool:
-    return _json
-
-
 def colours(stream: TextIO) -> bool:
     """Whether colour may be written to the stream."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":

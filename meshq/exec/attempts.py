@@ -132,10 +132,12 @@ class Attempts:
             try:
                 claimed = codec.decode(Claimed, _read(self.folder(fence) / CLAIMED, 2**20), bytes_max=CLAIMED_BYTES_MAX)
                 found.append(Found(claimed=claimed, state=self.inspect(fence)))
-            except (OSError, MalformedData) as error:
+            except (OSError, ValueError, KeyError, TypeError, MalformedData) as error:
                 # A crash while the folder was made, or a power cut before the claim reached the disk. The ledger knows
-                # the claim and ends it; the folder is kept for its log until it expires.
+                # the claim and ends it as lost, so nothing of it may run on; the folder is kept for its log until it expires.
                 log.warning("the attempt's folder %s can't be read and is not adopted: %s", self.folder(fence), error)
+                self.signal(fence, b"kill")
+                kill_leftovers(fence)
                 self.mark_reported(fence)
         return found
 

@@ -38,6 +38,7 @@ from meshq.errors import MeshqError
 from meshq.exec.confined import command_for
 from meshq.exec.interpreters import Interpreter, Interpreters
 from meshq.exec.preparation import PreparationFailed
+from meshq.exec.shim import boot_id
 from meshq.packages import unsafe_line, uv_binary, uv_environment
 from meshq.task import Environment
 
@@ -70,7 +71,7 @@ class EnvironmentCache:
         self._package_cache = package_cache
         self._hidden = hidden
         self._interpreters = interpreters or Interpreters()
-        self._boot = _boot_id()
+        self._boot = boot_id()
         self._ready: dict[str, Path] = {}  # checked since the agent started
         self._locks: dict[str, asyncio.Lock] = {}
         self._builds = asyncio.Semaphore(BUILDS_MAX)
@@ -318,7 +319,3 @@ def _replace(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def _boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -64,8 +64,10 @@ class ObjectStore:
     def put(self, frames: Iterable[tuple[int, bytes]]) -> int:
         """Store these objects durably; the answer is how many came.
 
-        MalformedData if one breaks the format, StoreError if the disk refuses; those before it may be here then.
+        MalformedData if one breaks the format, StoreError if the disk refuses or is nearly full; those before it may be here
+        then.
         """
+        config.check_room(self._path, "storing files of a task")
         count = 0
         batch: dict[ObjectId, bytes] = {}
         for kind, content in frames:

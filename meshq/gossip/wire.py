@@ -291,8 +291,8 @@ def _check_items(rumors: Sequence[Rumor], records: Sequence[Record]) -> None:
 def _check_member(member: Member) -> None:
     _require(is_peer_id(member.peer), "peer")
     _require(0 <= member.epoch <= COUNT_MAX and 0 <= member.incarnation <= COUNT_MAX, "epoch or incarnation")
-    _require(len(member.name) <= NAME_CHARS_MAX and _harmless(member.name), "name")
-    _require(len(member.version) <= VERSION_CHARS_MAX and _harmless(member.version), "version")
+    _require(len(member.name) <= NAME_CHARS_MAX and _is_plain(member.name), "name")
+    _require(len(member.version) <= VERSION_CHARS_MAX and _is_plain(member.version), "version")
     _require(len(member.addresses) <= ADDRESSES_MAX, "number of addresses")
     for address in member.addresses:
         _require(0 < address.port < 65_536 and is_numeric(address.host), "address")
@@ -308,7 +308,7 @@ def is_numeric(host: str) -> bool:
     return len(host) <= HOST_CHARS_MAX and "%" not in host  # a scope means something on one machine only
 
 
-def _harmless(text: str) -> bool:
+def _is_plain(text: str) -> bool:
     """Such a text takes one byte a character and does nothing to a terminal."""
     return text.isascii() and text.isprintable()
 

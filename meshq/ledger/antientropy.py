@@ -22,7 +22,7 @@ SYNCS_MAX = 3  # under way at once: who comes back after a week needs its rows o
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Session:
+class _Underway:
     """A sync that is under way with one peer."""
 
     began_at: float
@@ -45,7 +45,7 @@ class AntiEntropy:
     def __init__(self, config: LedgerConfig, rng: "Random", now: float) -> None:
         self._config = config
         self._rng = rng
-        self._sessions: dict[PeerId, _Session] = {}
+        self._underway: dict[PeerId, _Underway] = {}
         self._wanted: dict[PeerId, None] = {}
         self._noops = 0
         self._next_at = now + rng.uniform(config.sync_min, config.sync_max)
@@ -58,35 +58,35 @@ class AntiEntropy:
         """Begin the syncs that are wanted."""
         sends = []
         for peer in tuple(self._wanted):
-            if len(self._sessions) >= SYNCS_MAX:
+            if len(self._underway) >= SYNCS_MAX:
                 break
             del self._wanted[peer]
-            if peer not in self._sessions:
+            if peer not in self._underway:
                 request = SyncRequest(vector=vector)
                 due = now + self._config.sync_timeout
-                self._sessions[peer] = _Session(began_at=now, due=due, request=request, complete=True, empty=True)
+                self._underway[peer] = _Underway(began_at=now, due=due, request=request, complete=True, empty=True)
                 sends.append(SendSync(peer, request))
         return sends
 
     def handle_page(self, now: float, peer: PeerId, page: SyncPage, *, accepted: bool) -> Progress | None:
         """None if no sync with this peer waits for such a page. `accepted`: all of its rows were taken over."""
-        session = self._sessions.get(peer)
-        if session is None or page.requested != session.request.vector:
+        sync = self._underway.get(peer)
+        if sync is None or page.requested != sync.request.vector:
             return None
-        complete, empty = session.complete and accepted, session.empty and not page.rows
+        complete, empty = sync.complete and accepted, sync.empty and not page.rows
         if page.last or not page.rows:
-            del self._sessions[peer]
+            del self._underway[peer]
             self._noops = self._noops + 1 if empty else 0
-            return Progress(more=(), adopt=page.last and complete, began_at=session.began_at)
+            return Progress(more=(), adopt=page.last and complete, began_at=sync.began_at)
         request = SyncRequest(vector=page.requested, after=page.rows[-1].task, upto=page.upto)
-        self._sessions[peer] = _Session(
-            began_at=session.began_at, due=now + self._config.sync_timeout, request=request, complete=complete, empty=empty
+        self._underway[peer] = _Underway(
+            began_at=sync.began_at, due=now + self._config.sync_timeout, request=request, complete=complete, empty=empty
         )
-        return Progress(more=(SendSync(peer, request),), adopt=False, began_at=session.began_at)
+        return Progress(more=(SendSync(peer, request),), adopt=False, began_at=sync.began_at)
 
     def failed(self, peer: PeerId) -> None:
         """The peer did not answer, or is not alive any more."""
-        self._sessions.pop(peer, None)
+        self._underway.pop(peer, None)
         self._wanted.pop(peer, None)
 
     def hurry(self, now: float) -> None:
@@ -95,12 +95,12 @@ class AntiEntropy:
         self._next_at = min(self._next_at, now + self._rng.uniform(self._config.sync_min, self._config.sync_max))
 
     def deadline(self) -> float:
-        return min([self._next_at, *(session.due for session in self._sessions.values())])
+        return min([self._next_at, *(sync.due for sync in self._underway.values())])
 
     def handle_timeout(self, now: float, alive: Sequence[PeerId]) -> None:
         """Give up on syncs that take too long; choose a peer for the next one if it is time."""
-        for peer in [peer for peer, session in self._sessions.items() if session.due <= now]:
-            del self._sessions[peer]
+        for peer in [peer for peer, sync in self._underway.items() if sync.due <= now]:
+            del self._underway[peer]
         if self._next_at > now:
             return
         idle = self._noops >= IDLE_AFTER or not alive

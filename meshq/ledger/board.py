@@ -4,6 +4,7 @@ Everything here is a function of the rows, of what gossip says, and of when this
 each row that changed and asks. Nothing here writes.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -16,7 +17,7 @@ from meshq.ledger.holder import Reading, read
 from meshq.ledger.placement import Capacity, eligible, fits_now, free_capacity, why_not
 from meshq.ledger.queues import Queues
 from meshq.ledger.rendezvous import mourners
-from meshq.ledger.row import Lost, Row
+from meshq.ledger.row import Back, Lost, Row
 from meshq.ledger.sessions import Sessions
 from meshq.ledger.timing import LedgerConfig
 from meshq.task import EndKind, Status, Telemetry
@@ -48,6 +49,17 @@ class Mourning:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Revival:
+    """How often a claim was taken back, and when this peer saw it last."""
+
+    backs: int
+    at: float
+
+
+NEVER_REVIVED = Revival(0, -inf)
+
+
 class Board:
     def __init__(self, me: PeerId, config: LedgerConfig, rng: "Random", sessions: Sessions) -> None:
         self._me = me
@@ -58,7 +70,7 @@ class Board:
         self._queues = Queues()
         self._waits: dict[TaskId, Wait] = {}
         self._foreign: dict[PeerId, dict[Dot, TaskId]] = {}  # live claims of other peers
-        self._revived: dict[Dot, float] = {}  # when a claim that had been lost was taken back
+        self._revived: dict[Dot, Revival] = {}  # of live claims that had been lost and were taken back
         self._last_position: dict[str, int] = {}
         self._mournings: list[Mourning] | None = None  # sorted; None: to be made anew
 
@@ -88,8 +100,10 @@ class Board:
         for dot, claim in reading.live.items():
             if claim.peer != self._me:
                 self._foreign.setdefault(claim.peer, {})[dot] = task
-                if before is not None and dot in before.lost:
-                    self._revived[dot] = now
+        backs = Counter(fact.claim for _, fact in reading.row.facts if isinstance(fact, Back))
+        for dot, count in backs.items():  # counted in the row: this peer need not have seen that the claim was lost
+            if count > self._revived.get(dot, NEVER_REVIVED).backs:
+                self._revived[dot] = Revival(count, now)
         for dot in reading.ended:
             self._revived.pop(dot, None)
         self._mournings = None
@@ -186,7 +200,7 @@ class Board:
         if end is None:
             return None
         # Its peer has just taken it back and is still held dead: gossip is slower than a push, and must be given its time.
-        since = max(end.at, self._revived.get(dot, -inf) + self._config.grace)
+        since = max(end.at, self._revived.get(dot, NEVER_REVIVED).at + self._config.grace)
         others = [peer for peer in self._sessions.alive if peer != claim.peer]
         rank = mourners(task, dot, (self._me, *others)).index(self._me)
         return Mourning(since + rank * self._config.lost_slot, task, dot, end.reason)

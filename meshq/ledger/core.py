@@ -222,13 +222,13 @@ class Ledger:
     def handle_push(self, now: float, peer: PeerId, push: Push) -> tuple[PushReply, list[Effect]]:
         """Merge; the reply may be sent once the effects' `Persist` is committed."""
         self._durable |= any(self._replica.get(row.task) is None for row in push.rows)
-        if self._absorb(push.rows):
+        if not (refused := self._absorb(push.rows)):
             self._replica.cover(push.dots)
         for row in push.rows:  # who pushes a row that covers a claim of mine has merged and committed it
             mine = frozenset(own.dot for own in self._own.of(row.task) if covers(row.vector, own.dot))
             self._own.acknowledged(peer, row.task, mine)
         effects = self._finish(now)
-        return PushReply(number=push.number, rows=tuple(self._replica.better(push.rows))), effects
+        return PushReply(number=push.number, rows=tuple(self._replica.better(push.rows)), refused=refused), effects
 
     def handle_push_reply(self, now: float, peer: PeerId, reply: PushReply) -> list[Effect]:
         acked = self._pushes.replied(now, peer, reply.number)
@@ -236,7 +236,7 @@ class Ledger:
             self._counters["push_replies_unexpected"] += 1
         else:
             self._sessions.heard(acked.sent_at)
-            self._note_acks(peer, acked.push)
+            self._note_acks(peer, acked.push, frozenset(reply.refused))
         self._absorb(reply.rows)
         return self._finish(now)
 
@@ -249,7 +249,7 @@ class Ledger:
         return self._replica.page(request)
 
     def handle_sync_page(self, now: float, peer: PeerId, page: SyncPage) -> list[Effect]:
-        accepted = self._absorb(page.rows)
+        accepted = not self._absorb(page.rows)
         progress = self._sync.handle_page(now, peer, page, accepted=accepted)
         if progress is None:
             self._counters["sync_pages_unexpected"] += 1
@@ -419,21 +419,22 @@ class Ledger:
         self._fresh[dot] = task
         self._touched[task] = None
 
-    def _absorb(self, rows: Iterable[Row]) -> bool:
-        """Merge what came from outside; whether every row was taken over."""
-        complete = True
+    def _absorb(self, rows: Iterable[Row]) -> tuple[TaskId, ...]:
+        """Merge what came from outside; the tasks whose rows were refused."""
+        refused: list[TaskId] = []
         for row in rows:
             before = self._replica.get(row.task)
             task = self._replica.absorb(row)
             if task is None:
-                complete = False
+                refused.append(row.task)
             elif self._replica.get(task) is not before:
                 self._touched[task] = None
-        return complete
+        return tuple(refused)
 
-    def _note_acks(self, peer: PeerId, push: Push) -> None:
+    def _note_acks(self, peer: PeerId, push: Push, refused: frozenset[TaskId]) -> None:
+        self._counters["rows_refused_elsewhere"] += len(refused)
         dots = frozenset(push.dots)
-        for row in push.rows:
+        for row in (row for row in push.rows if row.task not in refused):
             self._own.acknowledged(peer, row.task, dots)
             if row.birth in dots:
                 self._stored.setdefault(row.task, {})[peer] = None

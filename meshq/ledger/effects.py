@@ -35,10 +35,14 @@ class Push:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushReply:
-    """The receiver merged and committed the push. `rows` are its own, where it knew more than the push."""
+    """The receiver merged and committed the push, except for the tasks in `refused` (it is full, or can't read them).
+
+    `rows` are its own, where it knew more than the push.
+    """
 
     number: int
     rows: tuple[Row, ...] = ()
+    refused: tuple[TaskId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

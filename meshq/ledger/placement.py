@@ -52,12 +52,6 @@ def free_capacity(telemetry: Telemetry) -> Capacity:
     return Capacity(telemetry.slots_free, telemetry.cpus_free, telemetry.memory_free_bytes, telemetry.gpus_free)
 
 
-def fits_ever(needs: Needs, telemetry: Telemetry) -> bool:
-    """Whether the task would fit if the peer had nothing else to do."""
-    total = Capacity(telemetry.slots_total, telemetry.cpus, telemetry.memory_bytes, len(telemetry.gpus))
-    return total.holds(needs) and _large_enough(needs, telemetry.gpus) >= gpus_needed(needs)
-
-
 def fits_now(needs: Needs, telemetry: Telemetry, free: Capacity) -> bool:
     """Whether the task fits into `free`, which is at most what `telemetry` says is free."""
     if not free.holds(needs):

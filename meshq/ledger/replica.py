@@ -216,10 +216,6 @@ class Replica:
 
     # ---- for the shell
 
-    @property
-    def changed_tasks(self) -> tuple[TaskId, ...]:
-        return tuple(self._dirty_rows)
-
     def take_changes(self) -> Changes | None:
         """What must be committed since the last call; None if there is nothing."""
         if not (self._dirty_rows or self._dirty_vector or self._dirty_floors or self._minted):

@@ -85,7 +85,6 @@ class LedgerShell:
         self._timer: asyncio.TimerHandle | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ledger-commit")
         self._group: asyncio.TaskGroup | None = None
-        self._stored: dict[TaskId, asyncio.Event] = {}
         self._closed = False
 
     @property
@@ -112,19 +111,6 @@ class LedgerShell:
         tasks, effects = self._core.submit(self._clock(), specs, hold)
         await self._feed(effects)
         return tasks
-
-    async def stored(self, task: TaskId, seconds: float) -> tuple[PeerId, ...]:
-        """The other peers that hold a task submitted here; waits so long for the first one, if any peer is alive."""
-        if not self._core.stored_on(task):
-            event = self._stored.setdefault(task, asyncio.Event())
-            try:
-                async with asyncio.timeout(seconds):
-                    await event.wait()
-            except TimeoutError:
-                log.info("no other peer has confirmed task %s yet", task)
-            finally:
-                self._stored.pop(task, None)
-        return self._core.stored_on(task)
 
     async def cancel(self, task: TaskId, by: str) -> None:
         await self._feed(self._core.cancel(self._clock(), task, by))
@@ -240,14 +226,9 @@ class LedgerShell:
             case Stop(fence, reason):
                 self._hooks.on_stop(fence, reason)
             case RowChanged(task):
-                self._note_change(task)
+                self._hooks.on_change(task)
             case _:
                 assert_never(effect)
-
-    def _note_change(self, task: TaskId) -> None:
-        if task in self._stored and self._core.stored_on(task):
-            self._stored[task].set()
-        self._hooks.on_change(task)
 
     async def _send_push(self, peer: PeerId, push: Push) -> None:
         try:

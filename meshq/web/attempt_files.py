@@ -8,10 +8,10 @@ import asyncio
 import hashlib
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from meshq import codec, config
 from meshq.config import Home
@@ -19,7 +19,7 @@ from meshq.errors import PeerError, TaskFailed
 from meshq.exec import logs, outputs
 from meshq.ids import Fence, is_fence
 from meshq.task import OutputFile
-from meshq.web.wire import Manifest
+from meshq.web.wire import MANIFEST_BYTES_MAX, Manifest
 
 KEPT_SECONDS: Final = 7 * 86_400.0  # as long as the attempts that ran here
 
@@ -53,13 +53,15 @@ class Copy:
                     raise PeerError(f"the output {file.path!r} is longer than its manifest says")
                 digest.update(chunk)
                 await asyncio.to_thread(out.write, chunk)
+            await asyncio.to_thread(_sync, out)
         if digest.hexdigest() != file.sha256:
             raise PeerError(f"the output {file.path!r} is not what its manifest says")
 
-    def finish(self) -> None:
-        self._log.flush()
-        os.fsync(self._log.fileno())
+    def finish(self, place: Path) -> None:
+        """It is whole: bring it to the disk and to its place."""
+        _sync(self._log)
         self._log.close()
+        self._folder.rename(place)
 
     def abandon(self) -> None:
         self._log.close()
@@ -106,7 +108,9 @@ class AttemptFiles:
         folder = self._require(fence)
         stored = folder / "manifest"
         if stored.exists():
-            manifest: Manifest = codec.decode(Manifest, stored.read_bytes(), bytes_max=2**26, items_max=config.OUTPUT_FILES_MAX)
+            manifest: Manifest = codec.decode(
+                Manifest, stored.read_bytes(), bytes_max=MANIFEST_BYTES_MAX, items_max=config.OUTPUT_FILES_MAX
+            )
             return manifest
         listed = outputs.list_outputs(folder / "outputs")
         return Manifest(files=listed.files, skipped=listed.skipped)
@@ -119,30 +123,40 @@ class AttemptFiles:
             while chunk := await asyncio.to_thread(file.read, 2**20):
                 yield chunk
 
-    @contextmanager
-    def new_copy(self, fence: Fence, manifest: Manifest) -> Iterator[Copy]:
-        """A copy that comes into being whole or not at all."""
+    @asynccontextmanager
+    async def new_copy(self, fence: Fence, manifest: Manifest) -> AsyncIterator[Copy]:
+        """A copy that comes into being whole or not at all. StoreError if there is no room for it."""
         if not is_fence(fence):
             raise PeerError(f"not a fence: {fence!r}")
+        copy = await asyncio.to_thread(self._begin_copy, fence, manifest)
+        try:
+            yield copy
+            await asyncio.to_thread(copy.finish, self._home.kept / fence)
+        except BaseException:
+            copy.abandon()
+            raise
+
+    def _begin_copy(self, fence: Fence, manifest: Manifest) -> Copy:
         self._home.kept.mkdir(mode=0o700, exist_ok=True)
+        wanted = config.LOG_BYTES_MAX + sum(max(0, file.bytes) for file in manifest.files)
+        config.check_room(self._home.kept, f"keeping a copy of attempt {fence}", wanted)
         arriving = self._home.kept / f".{fence}"
         shutil.rmtree(arriving, ignore_errors=True)
         (arriving / "outputs").mkdir(parents=True, mode=0o700)
         (arriving / "manifest").write_bytes(codec.encode(manifest))
-        copy = Copy(arriving)
-        try:
-            yield copy
-            copy.finish()
-            arriving.rename(self._home.kept / fence)
-        except BaseException:
-            copy.abandon()
-            raise
+        return Copy(arriving)
 
     def expire(self, wall: float) -> int:
         """Remove copies that were kept long enough, or that never became whole; the answer is how many. Blocking."""
         removed = 0
         for folder in sorted(self._home.kept.iterdir()) if self._home.kept.is_dir() else []:
-            if wall - folder.stat().st_mtime > KEPT_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
-                removed += 1
+            with suppress(FileNotFoundError):  # one that has just become whole has another name now
+                if wall - folder.stat().st_mtime > KEPT_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    removed += 1
         return removed
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())

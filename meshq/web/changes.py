@@ -1,8 +1,12 @@
 """Waking those who wait for something about a task: one future a waiter, none kept afterwards."""
 
 import asyncio
+from typing import Final
 
 from meshq.ids import TaskId
+
+THE_MESH: Final = TaskId("")
+"""Stands in the place of a task for what is no task's: peers, capacity, what runs here."""
 
 
 class Changes:

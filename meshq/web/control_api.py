@@ -12,12 +12,13 @@ from typing import Any, Final
 from aiohttp import web
 
 from meshq import config
-from meshq.errors import MalformedData, MeshqError, StoreError, TaskFailed, Unplaceable, Unreachable, UsageError
+from meshq.errors import MalformedData, MeshqError, PeerError, StoreError, TaskFailed, Unplaceable, Unreachable, UsageError
 from meshq.gitobjects import decode_frames
 from meshq.trust.cookie import same_cookie
 from meshq.trust.hardening import peer_credentials
 from meshq.web.desk import Desk
 from meshq.web.gate import Handler, read_capped
+from meshq.web.streams import answer_in_chunks
 
 log = logging.getLogger("meshq.web")
 
@@ -30,6 +31,7 @@ _HTTP_STATUS: Final[dict[type[MeshqError], int]] = {
     TaskFailed: 409,
     StoreError: 507,
     Unreachable: 502,
+    PeerError: 502,
 }
 
 _USER = web.RequestKey("user", int)
@@ -116,27 +118,14 @@ class ControlApi:
         attempt = int(_number(query["attempt"], "attempt", 1, 1_000_000)) if "attempt" in query else None
         tail = int(_number(query["tail"], "tail", 0, 1_000_000_000)) if "tail" in query else None
         chunks = self._desk.log(request.match_info["task"], attempt=attempt, tail=tail, follow=query.get("follow") == "1")
-        first = await anext(chunks, b"")  # an error before the first byte is still an answer with a status
-        response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
-        response.enable_chunked_encoding()
-        await response.prepare(request)
-        await response.write(first)
-        async for chunk in chunks:
-            await response.write(chunk)
-        await response.write_eof()
-        return response
+        return await answer_in_chunks(request, chunks)
 
     async def _outputs(self, request: web.Request) -> web.Response:
         return web.json_response(await self._desk.outputs(request.match_info["task"]))
 
     async def _output(self, request: web.Request) -> web.StreamResponse:
         async with self._desk.output(request.match_info["task"], request.match_info["path"]) as (size, chunks):
-            response = web.StreamResponse(headers={"Content-Type": "application/octet-stream", "Content-Length": str(size)})
-            await response.prepare(request)
-            async for chunk in chunks:
-                await response.write(chunk)
-            await response.write_eof()
-            return response
+            return await answer_in_chunks(request, chunks, size)
 
     async def _cancel(self, request: web.Request) -> web.Response:
         return web.json_response(await self._desk.cancel(request[_USER], request.match_info["task"]))
@@ -159,8 +148,12 @@ class ControlApi:
         document = await _read_json(request)
         if request[_USER] not in (0, self._uid):
             raise UsageError("only the user who runs the agent may make it leave")
-        drain = document.get("drain") is True if isinstance(document, dict) else False
-        await self._desk.leave(drain=drain, seconds=document.get("timeout") if isinstance(document, dict) else None)
+        if not isinstance(document, dict):
+            raise UsageError("a leave needs an object")
+        seconds = document.get("timeout")
+        if seconds is not None and (type(seconds) not in (int, float) or not 0 <= seconds < float("inf")):
+            raise UsageError(f"timeout: {seconds!r} is no number of seconds")
+        await self._desk.leave(drain=document.get("drain") is True, seconds=seconds)
         return web.json_response({})
 
     async def _key(self, request: web.Request) -> web.Response:

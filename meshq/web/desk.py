@@ -6,15 +6,15 @@ decides nothing about placement or claims: that is the ledger's.
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 from meshq import codec, config
-from meshq.errors import MalformedData, StoreError, TaskFailed, UsageError
+from meshq.errors import MalformedData, TaskFailed, UsageError
 from meshq.exec.objects import ObjectStore
 from meshq.ids import Fence, ObjectId, PeerId, TaskId, is_object_id, is_task_id
 from meshq.ledger import holder, placement
@@ -34,7 +34,6 @@ log = logging.getLogger("meshq.web")
 
 COPIES_WANTED: Final = 3  # other peers that a source is brought to before the id is given out
 ACK_SECONDS: Final = 3.0  # for a live peer to confirm; after it the answer says where the task is so far
-STATUS_QUIET_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +162,6 @@ class Desk:
         return await asyncio.to_thread(self._objects.missing, [ObjectId(each) for each in ids])
 
     async def put_objects(self, frames: Any) -> int:
-        self._check_disk()
         return await asyncio.to_thread(self._objects.put, frames)
 
     async def submit(self, uid: int, plain_specs: Sequence[object], *, hold: bool) -> Document:
@@ -171,10 +169,10 @@ class Desk:
         specs = [self._complete_spec(uid, plain) for plain in plain_specs]
         if not specs:
             raise UsageError("nothing to submit")
-        self._check_disk()
         return await self._store(specs, hold)
 
     async def _store(self, specs: Sequence[TaskSpec], hold: bool) -> Document:
+        config.check_room(Path(self._facts.home), "submitting")
         if not hold:  # before the source travels; the ledger checks again when it stores
             for spec in specs:
                 placement.check_placeable(spec, self._peers.views().values())
@@ -188,15 +186,6 @@ class Desk:
         names = [self._peers.name(peer) for peer in (self._peers.me, *holders)]
         head = specs[0]
         return {"id": ids[0], "ids": list(ids), "name": head.name, "queue": head.queue, "stored_on": names}
-
-    def _check_disk(self) -> None:
-        """Refuse before the disk is so full that ends of tasks cannot be recorded any more."""
-        free = shutil.disk_usage(self._facts.home).free
-        if free < config.DISK_FREE_BYTES_MIN // 2:
-            raise StoreError(
-                f"submitting: the disk of {self._facts.home} is nearly full ({free >> 20} MiB free); nothing was stored",
-                f"free {config.DISK_FREE_BYTES_MIN >> 20} MiB on it, or submit from another machine",
-            )
 
     async def _push_sources(self, commits: Sequence[ObjectId]) -> list[PeerId]:
         """The peers that have every source now; without sources, all that are alive."""

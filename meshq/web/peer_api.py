@@ -7,7 +7,6 @@ A request that breaks the rules is answered with 400 and counted; none changes a
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
 from typing import Final
 
 from aiohttp import web
@@ -17,11 +16,12 @@ from meshq.errors import MalformedData, MeshqError, PeerError, TaskFailed
 from meshq.exec.objects import ObjectStore
 from meshq.gitobjects import decode_frames, encode_frame
 from meshq.gossip.transport import GossipShell
-from meshq.ids import Fence, PeerId, is_fence
+from meshq.ids import ACTOR_PEER_CHARS, Fence, PeerId, actor_peer_prefix, is_fence, split_fence
 from meshq.ledger.effects import Push, SyncRequest
 from meshq.ledger.shell import LedgerShell
 from meshq.web.attempt_files import AttemptFiles
 from meshq.web.gate import Handler, RequestLimiter, peer_of_request, read_capped
+from meshq.web.streams import answer_in_chunks
 from meshq.web.transfer import FRAMES_BYTES_MAX, IDS_BYTES_MAX, Transfers
 from meshq.web.wire import CommitRequest, ObjectIds
 
@@ -45,9 +45,9 @@ class PeerApi:
         self._counters: Counter[str] = Counter()
 
     @property
-    def counters(self) -> Mapping[str, int]:
+    def counters(self) -> dict[str, int]:
         """Requests that were refused, by reason."""
-        return self._counters
+        return dict(self._counters)
 
     def application(self, limiter: RequestLimiter) -> web.Application:
         app = web.Application(middlewares=[self._identify, limiter.middleware], client_max_size=config.SYNC_BYTES_MAX)
@@ -78,8 +78,10 @@ class PeerApi:
             return web.Response(status=400, text=error.message)
         except TaskFailed as error:
             return web.Response(status=404, text=error.message)
-        except MeshqError as error:
-            return web.Response(status=503, text=error.message)
+        except (MeshqError, OSError) as error:
+            self._counters[f"failed {request.path.split('/')[1]}: {type(error).__name__}"] += 1
+            log.warning("%s %s: %s", request.method, request.path, error)
+            return web.Response(status=503, text=str(error))
 
     async def _gossip_sync(self, request: web.Request) -> web.Response:
         body = await read_capped(request, config.SYNC_BYTES_MAX)
@@ -139,21 +141,24 @@ class PeerApi:
         if tail is not None and not (tail.isdigit() and len(tail) < 10):
             raise PeerError("`tail` is no number")
         follow = request.query.get("follow") == "1"
-        return await _stream(request, self._files.log(fence, tail=int(tail) if tail else None, follow=follow))
+        return await answer_in_chunks(request, self._files.log(fence, tail=int(tail) if tail else None, follow=follow))
 
     async def _outputs(self, request: web.Request) -> web.Response:
         manifest = await asyncio.to_thread(self._files.manifest, self._local_fence(request))
         return web.Response(body=codec.encode(manifest))
 
     async def _output(self, request: web.Request) -> web.StreamResponse:
-        return await _stream(request, self._files.output(self._local_fence(request), request.match_info["path"]))
+        return await answer_in_chunks(request, self._files.output(self._local_fence(request), request.match_info["path"]))
 
     async def _keep(self, request: web.Request) -> web.Response:
         fence = request.match_info["fence"]
         if not is_fence(fence):
             raise PeerError("not a fence")
+        runner = PeerId(request[_PEER])
+        if actor_peer_prefix(split_fence(fence)[1].actor) != runner[:ACTOR_PEER_CHARS]:
+            raise PeerError("this attempt is another peer's")  # a copy is believed where its runner does not answer
         if not self._files.has(Fence(fence)):
-            await self._transfers.keep_copy(Fence(fence), PeerId(request[_PEER]))
+            await self._transfers.keep_copy(Fence(fence), runner)
         return web.Response(body=b"")
 
     def _local_fence(self, request: web.Request) -> Fence:
@@ -162,16 +167,3 @@ class PeerApi:
         if not is_fence(fence) or not self._files.has(Fence(fence)):
             raise TaskFailed("no such attempt here")
         return Fence(fence)
-
-
-async def _stream(request: web.Request, chunks: AsyncIterator[bytes]) -> web.StreamResponse:
-    """A chunked answer. The first chunk is read before the status goes out, so that a failure still has one."""
-    first = await anext(chunks, b"")
-    response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
-    response.enable_chunked_encoding()
-    await response.prepare(request)
-    await response.write(first)
-    async for chunk in chunks:
-        await response.write(chunk)
-    await response.write_eof()
-    return response

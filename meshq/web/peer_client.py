@@ -24,7 +24,9 @@ log = logging.getLogger("meshq.web")
 CONNECT_SECONDS: Final = 2.0
 REQUEST_SECONDS: Final = 15.0
 IDLE_SECONDS: Final = 60.0  # of a connection that may be used again; the other side closes after 75
-STREAM_QUIET_SECONDS: Final = 60.0  # a followed log sends a keep-alive more often than this
+STREAM_QUIET_SECONDS: Final = 60.0  # between two chunks of what lies on a disk; a followed log may be silent for hours
+
+Chunks = AsyncIterator[bytes]
 
 _UNREACHABLE = (aiohttp.ClientConnectionError, asyncio.TimeoutError, OSError, ssl.SSLError)
 
@@ -63,16 +65,18 @@ class PeerClient:
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS, connect=CONNECT_SECONDS)
         try:
             session = self._open_session()
-            async with session.post(url, data=body, ssl=self._seed_context, timeout=timeout) as response:
+            async with session.post(url, data=body, ssl=self._seed_context, timeout=timeout, allow_redirects=False) as response:
                 await _check_status(response)
                 return await _read_capped(response, answer_bytes_max)
-        except _UNREACHABLE as error:
+        except (aiohttp.ClientPayloadError, *_UNREACHABLE) as error:
             raise Unreachable(f"{address} does not answer: {_why(error)}") from None
+        except aiohttp.ClientError as error:
+            raise PeerError(f"{address} answered with something else than HTTP: {_why(error)}") from None
 
     @asynccontextmanager
-    async def stream(self, peer: PeerId, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The body of a GET in chunks, as they come, however long that takes."""
-        limits = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_read=STREAM_QUIET_SECONDS)
+    async def stream(self, peer: PeerId, path: str, *, quiet: float | None = STREAM_QUIET_SECONDS) -> AsyncIterator[Chunks]:
+        """The body of a GET in chunks, as they come, however long that takes; Unreachable if none comes for `quiet` seconds."""
+        limits = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_read=quiet)
         async with self._request("GET", peer, path, b"", limits) as response:
             yield response.content.iter_any()
 
@@ -87,6 +91,8 @@ class PeerClient:
                 yield response
         except (aiohttp.ClientPayloadError, *_UNREACHABLE) as error:
             raise Unreachable(f"the peer {peer[:8]} stopped answering {path}: {_why(error)}") from None
+        except aiohttp.ClientError as error:
+            raise PeerError(f"the peer {peer[:8]} answered {path} with something else than HTTP: {_why(error)}") from None
 
     async def _connect(
         self, method: str, peer: PeerId, path: str, body: bytes, limits: aiohttp.ClientTimeout,
@@ -97,7 +103,7 @@ class PeerClient:
             try:
                 response = await self._open_session().request(
                     method, _url(address, path), data=body if body else None,
-                    ssl=self._context, server_hostname=server_name(peer), timeout=limits,
+                    ssl=self._context, server_hostname=server_name(peer), timeout=limits, allow_redirects=False,
                 )  # fmt: skip
             except _UNREACHABLE as error:
                 tried.append(f"{address}: {_why(error)}")
@@ -118,6 +124,8 @@ class PeerClient:
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
             self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
+        if self._session.closed:
+            raise Unreachable("this peer is stopping")
         return self._session
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from meshq import codec, config
 from meshq.errors import UsageError
+from meshq.ids import is_object_id
 from meshq.task import Isolation, TaskSpec
 
 
@@ -28,6 +29,8 @@ def check_spec(spec: TaskSpec) -> TaskSpec:
         raise UsageError("--cpus, --gpus and --memory cannot be negative")
     if any(limit is not None and limit <= 0 for limit in (spec.time_limit, spec.lease)):
         raise UsageError("--time-limit and --lease must be positive")
+    if spec.source.commit is not None and not is_object_id(spec.source.commit):
+        raise UsageError(f"the task's source {spec.source.commit[:64]!r} is no object id")
     size = len(codec.encode(spec))
     if size > config.SPEC_BYTES_MAX:
         raise UsageError(f"the task's description has {size} bytes, at most {config.SPEC_BYTES_MAX} are possible")

@@ -6,9 +6,10 @@ peer that keeps a copy; a reader asks the runner first and then everybody else.
 """
 
 import asyncio
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 from urllib.parse import quote
 
@@ -20,7 +21,8 @@ from meshq.gitobjects import decode_frames, encode_frame
 from meshq.ids import Fence, ObjectId, PeerId
 from meshq.web.attempt_files import AttemptFiles
 from meshq.web.peer_client import PeerClient
-from meshq.web.wire import CommitRequest, Manifest, ObjectIds
+from meshq.web.streams import while_checked
+from meshq.web.wire import MANIFEST_BYTES_MAX, CommitRequest, Manifest, ObjectIds
 
 log = logging.getLogger("meshq.web")
 
@@ -112,7 +114,7 @@ class Transfers:
                 yield chunk
             return
         path = f"/attempts/{fence}/log?follow={int(follow)}" + (f"&tail={tail}" if tail is not None else "")
-        async with self._first_that_has(path, runner) as chunks:
+        async with self._first_that_has(path, runner, follow=follow) as chunks:
             async for chunk in chunks:
                 yield chunk
 
@@ -121,8 +123,12 @@ class Transfers:
         if self._files.has(fence):
             return await asyncio.to_thread(self._files.manifest, fence)
         async with self._first_that_has(f"/attempts/{fence}/outputs", runner) as chunks:
-            data = b"".join([chunk async for chunk in chunks])
-        return codec.decode(Manifest, data, bytes_max=IDS_BYTES_MAX, items_max=config.OUTPUT_FILES_MAX)
+            data = bytearray()
+            async for chunk in chunks:
+                data += chunk
+                if len(data) > MANIFEST_BYTES_MAX:
+                    raise PeerError(f"the manifest of attempt {fence} is longer than {MANIFEST_BYTES_MAX} bytes")
+        return codec.decode(Manifest, bytes(data), bytes_max=MANIFEST_BYTES_MAX, items_max=config.OUTPUT_FILES_MAX)
 
     @asynccontextmanager
     async def output(self, fence: Fence, runner: PeerId, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -134,25 +140,30 @@ class Transfers:
             yield chunks
 
     @asynccontextmanager
-    async def _first_that_has(self, path: str, runner: PeerId) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The answer of the first peer that has the attempt: the runner, else a keeper of its copy."""
+    async def _first_that_has(self, path: str, runner: PeerId, *, follow: bool = False) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The answer of the first peer that has the attempt: the runner, else a keeper of its copy.
+
+        With `follow` it may be silent for as long as gossip holds the peer alive.
+        """
         others = [peer for peer in self._others() if peer != runner]
-        for peer in [runner, *others]:
-            stream = self._client.stream(peer, path)
-            try:
-                chunks = await stream.__aenter__()
-            except (PeerError, Unreachable) as error:
-                log.info("%s from %s: %s", path, peer[:8], error)
-                continue
-            try:
-                yield chunks
-            finally:
-                await stream.__aexit__(None, None, None)
-            return
+        async with AsyncExitStack() as streams:
+            for peer in [runner, *others]:
+                stream = self._client.stream(peer, path, quiet=None) if follow else self._client.stream(peer, path)
+                try:
+                    chunks = await streams.enter_async_context(stream)
+                except (PeerError, Unreachable) as error:
+                    log.info("%s from %s: %s", path, peer[:8], error)
+                    continue
+                yield while_checked(chunks, functools.partial(self._check_alive, peer)) if follow else chunks
+                return
         raise TaskFailed(
             "the peer that ran this attempt does not answer and nobody keeps a copy",
             "try again when it is back: `meshq peers` shows who is missing",
         )
+
+    def _check_alive(self, peer: PeerId) -> None:
+        if peer not in self._others():
+            raise Unreachable(f"the peer {peer[:8]} is not alive any more")
 
     async def offer_copy(self, fence: Fence, keepers: Sequence[PeerId]) -> PeerId | None:
         """Ask peers in turn to keep a copy of log and outputs, until one says that it has it."""
@@ -167,7 +178,7 @@ class Transfers:
     async def keep_copy(self, fence: Fence, runner: PeerId) -> None:
         """Fetch log and outputs of an attempt of `runner` and keep them."""
         manifest = await self.manifest(fence, runner)
-        with self._files.new_copy(fence, manifest) as copy:
+        async with self._files.new_copy(fence, manifest) as copy:
             async with self._client.stream(runner, f"/attempts/{fence}/log?follow=0") as chunks:
                 async for chunk in chunks:
                     await asyncio.to_thread(copy.write_log, chunk)

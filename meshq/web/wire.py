@@ -1,9 +1,12 @@
 """What peers say to each other over HTTPS, apart from gossip's and the ledger's own messages: object ids and manifests."""
 
 from dataclasses import dataclass
+from typing import Final
 
-from meshq.ids import ObjectId
+from meshq.ids import ObjectId, is_object_id
 from meshq.task import OutputFile
+
+MANIFEST_BYTES_MAX: Final = 2**26  # OUTPUT_FILES_MAX files with long names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,12 +15,21 @@ class ObjectIds:
 
     ids: tuple[ObjectId, ...]
 
+    def __post_init__(self) -> None:
+        """ValueError, which the decoder makes MalformedData, if one is no id: they become file names."""
+        if not all(map(is_object_id, self.ids)):
+            raise ValueError("not an object id")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitRequest:
     """Which objects does this commit consist of?"""
 
     commit: ObjectId
+
+    def __post_init__(self) -> None:
+        if not is_object_id(self.commit):
+            raise ValueError("not an object id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

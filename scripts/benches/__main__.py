@@ -3,10 +3,15 @@
 import sys
 from collections.abc import Callable
 
-from benches import idle, start, status
+from benches import failover, idle, start, status
 from benches.measured import Figure, machine
 
-BENCHES: dict[str, Callable[[], list[Figure]]] = {"start": start.measure, "status": status.measure, "idle": idle.measure}
+BENCHES: dict[str, Callable[[], list[Figure]]] = {
+    "start": start.measure,
+    "status": status.measure,
+    "idle": idle.measure,
+    "failover": failover.measure,
+}
 
 
 def main(names: list[str]) -> int:

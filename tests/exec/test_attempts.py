@@ -13,7 +13,7 @@ from meshq.exec import attempts as module
 from meshq.exec import shim
 from meshq.exec.attempts import Attempts, Found, Unstarted, remove
 from meshq.exec.worker import Exited, Vanished
-from tests.exec.bench import Bench, claimed, fence_of
+from tests.exec.bench import Bench, claimed, fence_of, wait_gone
 
 
 def test_an_attempt_is_made_once(tmp_path: Path) -> None:
@@ -70,6 +70,19 @@ def test_a_folder_whose_claim_is_damaged_is_not_adopted_but_expires(tmp_path: Pa
     (files.create(claimed(1)) / module.CLAIMED).write_bytes(b"\xc1")
     assert files.scan() == []
     assert files.expire(2.0**40) == [fence_of(1)]
+
+
+def test_what_runs_under_a_claim_that_cannot_be_read_is_ended_since_nobody_answers_for_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with Bench(tmp_path) as bench:
+            fence = bench.prepare(1, "import signal; print('up', flush=True); signal.pause()")
+            pid = await bench.spawn(fence)
+            await bench.line(fence, "up")
+            (bench.attempts.folder(fence) / module.CLAIMED).write_bytes(b"\xc1")
+            assert await asyncio.to_thread(bench.attempts.scan) == []
+            wait_gone(pid)
+
+    asyncio.run(story())
 
 
 def test_a_damaged_exit_counts_as_vanished(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from meshq.ledger.effects import (
 )
 from meshq.ledger.holder import attempts, read, status
 from meshq.ledger.rendezvous import claimants, mourners
-from meshq.ledger.row import Cancel, Claim, Ended, Fact, Lost, Preparing, Row, Started, Vector, merge
+from meshq.ledger.row import Back, Cancel, Claim, Ended, Fact, Lost, Preparing, Row, Started, Vector, merge
 from meshq.task import Claimed, EndKind, Needs, Status
 from tests.ledger.builders import actor, busy, dot, ledger, outcome, peer, row, spec, telemetry, view, views
 
@@ -311,6 +311,30 @@ def test_a_claim_of_a_dead_peer_is_declared_lost_after_the_grace_and_its_task_is
     [view_of_b, *_] = attempts(row_in(core, lost.task))
     assert (view_of_b.status, view_of_b.reason) == ("lost", "b was not seen for 8 s")
     assert [prepare.claimed.attempt for prepare in only(effects, Prepare)] == [2]
+
+
+def test_a_claim_that_was_taken_back_has_time_until_gossip_knows_even_if_its_task_had_failed_otherwise() -> None:
+    base = row(birth=dot("c", 99))
+    first, second = dot("c", 100), dot("b", 2)
+    running_at_b = with_facts(
+        base,
+        (first, Claim(attempt=1, peer=C, seen=base.vector)),
+        (dot("b", 1), Lost(claim=first)),
+        (second, Claim(attempt=2, peer=B, seen={actor("c"): 100, actor("b"): 1})),
+        (dot("b", 3), Started(claim=second)),
+        (dot("c", 101), Ended(claim=first, outcome=outcome(EndKind.FAILED))),  # written meanwhile on the other side
+    )
+    core = among(THREE, running_at_b)
+    core.handle_peers(10.0, gone_b(10.0))
+    run_until(core, 10.0, 20.0)
+    lost = row_in(core, base.task)
+    assert second in read(lost).lost and read(lost).status is Status.FAILED
+    back = with_facts(lost, (dot("b", 4), Back(claim=second, seen=lost.vector)))
+    core.handle_push(20.0, B, Push(number=1, rows=(back,), dots=(dot("b", 4),)))
+    run_until(core, 20.0, 27.9)
+    assert second in read(row_in(core, base.task)).live, "b is still held dead, and has just spoken"
+    run_until(core, 27.9, 30.0)
+    assert second in read(row_in(core, base.task)).lost
 
 
 def test_a_task_may_bring_its_own_grace() -> None:

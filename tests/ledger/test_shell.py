@@ -106,7 +106,7 @@ def test_a_task_starts_at_one_of_three_peers_after_everything_is_on_disk(tmp_pat
     async def work(nodes: dict[str, Node]) -> None:
         a = nodes["a"]
         [task] = await a.shell.submit([spec()], hold=False)
-        assert len(await a.shell.stored(task, LIMIT)) >= 1
+        await a.until(lambda: len(a.shell.core.stored_on(task)) >= 1)
         await a.until(lambda: status(found(a, task)) is Status.RUNNING)
         [(fence, on_disk)] = [start for node in nodes.values() for start in node.starts]
         _, claim = split_fence(fence)
@@ -158,7 +158,7 @@ def test_a_peer_that_cannot_be_reached_delays_a_task_and_does_not_stop_it(tmp_pa
         a = nodes["a"]
         [task] = await a.shell.submit([spec()], hold=False)
         await a.until(lambda: len(a.starts) == 1)
-        assert await a.shell.stored(task, 0.01) == ()
+        assert a.shell.core.stored_on(task) == ()
 
     on_nodes(tmp_path, "a", work, views(view("a"), view("b")))
 

@@ -1,11 +1,13 @@
 """What is lost when an agent, or a whole machine, is: nothing that was acknowledged, and nothing runs twice."""
 
+import contextlib
 import json
+import os
 import signal
 
 import pytest
 
-from tests.processes.mesh import Agent, Mesh, end_processes_of, wait_for
+from tests.processes.mesh import Agent, Mesh, wait_for
 
 pytestmark = pytest.mark.xdist_group("processes")
 
@@ -112,7 +114,10 @@ def test_a_task_whose_process_vanishes_runs_again(mesh: Mesh) -> None:
     task = alone.submit(mesh.program("hold.py"), str(gate.folder))
     gate.wait_for_starts(1)
 
-    end_processes_of(next(alone.home.glob("attempts/*.*")))
+    [running] = alone.attempts_running()
+    for pid in (running["shim"], running["pid"]):
+        with contextlib.suppress(ProcessLookupError):  # the task dies with its shim
+            os.kill(pid, signal.SIGKILL)
     gate.wait_for_starts(2)
     gate.open()
 

@@ -18,12 +18,13 @@ from meshq.ids import ACTOR_PEER_CHARS, Dot, Fence, PeerId, TaskId, split_fence
 from meshq.ledger.core import Ledger
 from meshq.ledger.holder import Reading, read
 from meshq.ledger.placement import could_ever
-from meshq.ledger.row import Claim, Ended, Fact, Lost, Row, Started
+from meshq.ledger.row import Back, Claim, Ended, Fact, Lost, Row, Started
 from meshq.task import Claimed, EndKind, Status, Telemetry
 from tests.simulator.world import World
 
 STORY_LINES = 90
 CLAIMS_MAX = 300  # in one run of at most 16 tasks; 5 losses and 2 retries for each, and concurrent claims, make half of it
+BACKS_MAX = 10  # of one claim: every other peer may hold it lost once at the same time, and some of them twice
 STOPPED_WITHIN = 12.0  # after its claim ended: SIGTERM, 10 s, SIGKILL
 
 
@@ -57,6 +58,8 @@ class Watcher:
         self._finished: dict[Fence, tuple[str, TaskId]] = {}  # ended by itself with 0: nobody may lose that
         self._names: dict[str, str] = {}  # by the head of the peer id
         self._incarnations: dict[PeerId, tuple[int, int]] = {}
+        self._exit_codes: dict[Fence, int] = {}
+        self._backs: Counter[Dot] = Counter()
         self._over_since: dict[Fence, float] = {}
         self._readings: dict[tuple[str, TaskId], Reading] = {}
 
@@ -100,6 +103,8 @@ class Watcher:
         how = "vanished" if exit is None else f"ended with {exit.exit_code}{' after ' + exit.stopped if exit.stopped else ''}"
         self.note(place, f"{short(claimed.fence)} {how}", claimed.task)
         del self._live[claimed.task][claimed.fence]
+        if exit is not None:
+            self._exit_codes[claimed.fence] = exit.exit_code
         if exit is not None and exit.exit_code == 0:
             self._finished[claimed.fence] = (place, claimed.task)
 
@@ -115,16 +120,19 @@ class Watcher:
         if not isinstance(known.get(claim), Claim) or not started:
             self.fail(f"I9: {place} starts {fence} without a committed claim and start")
 
-    def check_running(self, place: str, core: Ledger, running: Iterable[Claimed]) -> None:
-        """What runs here is known here: what has ended is stopped, what others hold lost is taken back."""
-        for claimed in running:
+    def check_running(self, place: str, core: Ledger, running: Iterable[tuple[Claimed, bool]]) -> None:
+        """What runs here is known here: what has ended is stopped, what others hold lost is taken back.
+
+        `running` says of each whether it was told to end.
+        """
+        for claimed, stopping in running:
             _, dot = split_fence(claimed.fence)
             row = core.row(claimed.task)
             reading = read(row) if row is not None else None
             if reading is None or dot not in reading.claims:
                 continue  # its row comes with a sync
             if dot not in reading.ended and reading.cancel is None:
-                if dot in reading.lost:
+                if dot in reading.lost and not stopping:
                     self.fail(
                         f"P3: {place} runs {short(claimed.fence)}, knows that it is held lost, and says nothing", claimed.task
                     )
@@ -156,11 +164,25 @@ class Watcher:
     def _new_fact(self, place: str, task: TaskId, dot: Dot, fact: Fact) -> None:
         if self._writer(dot) != place:
             self.fail(f"I3: {place} has {fact} of {self._writer(dot)}, who never committed it", task)
+        if isinstance(fact, Ended) and fact.outcome.exit_code is not None:
+            self._check_exit(task, fact)
         self.facts[dot] = (task, fact)
         self.counts[type(fact).__name__.lower()] += 1
+        if isinstance(fact, Ended):
+            self.counts[f"ended {fact.outcome.kind.value}"] += 1
+        if isinstance(fact, Back):
+            self._backs[fact.claim] += 1
+            if self._backs[fact.claim] > BACKS_MAX:
+                self.fail(f"L5: {short_dot(fact.claim)} is held lost and taken back without end", task)
         if self.counts["claim"] > CLAIMS_MAX:
             self.fail("L3: peers claim without end", task)
         self.note(place, f"writes {describe(fact)} as {short_dot(dot)}", task)
+
+    def _check_exit(self, task: TaskId, end: Ended) -> None:
+        """P4: no result that never was."""
+        exits = {code for fence, code in self._exit_codes.items() if split_fence(fence)[1] == end.claim}
+        if end.outcome.exit_code not in exits or (end.outcome.kind is EndKind.SUCCEEDED and exits != {0}):
+            self.fail(f"P4: {end.outcome} is recorded, and user code ended with {exits or 'nothing'}", task)
 
     def row_changed(self, place: str, row: Row) -> None:
         """I6: a final status stays, unless an attempt shows up that was running all the time, or a success."""

@@ -132,9 +132,9 @@ class Machine:
         rng = self.world.rng_for(f"stop/{fence}")
         folder.ends = self.world.call_later(rng.choice((0.01, 0.01, 0.1, 10.0)), self._exit, fence, 143)
 
-    def running(self) -> list[Claimed]:
-        """Whose user code runs now."""
-        return [folder.claimed for folder in self.folders.values() if folder.ends is not None]
+    def running(self) -> list[tuple[Claimed, bool]]:
+        """Whose user code runs now, and whether it was told to end."""
+        return [(folder.claimed, folder.stopping != "") for folder in self.folders.values() if folder.ends is not None]
 
     def forget_watches(self) -> None:
         self._watches.clear()

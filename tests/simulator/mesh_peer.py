@@ -387,6 +387,8 @@ class MeshPeer:
                 self.exec.perform(self.exec.worker.prepare(now, claimed))
             case ledger_effects.Start(fence):
                 self.mesh.watcher.told_to_start(self.name, fence, self.machine.disk.rows)
+                if (attempt := self.exec.worker.attempts().get(fence)) is not None:
+                    self.mesh.starting(self, attempt.claimed.task)
                 self.exec.perform(self.exec.worker.start(now, fence))
             case ledger_effects.Stop(fence, reason):
                 self.exec.perform(self.exec.worker.stop(now, fence, EndKind.RELEASED.value if reason == "leaving" else reason))

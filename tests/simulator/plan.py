@@ -51,7 +51,8 @@ class Submission:
     time_limit: float | None
     lease: float | None
     source: int | None  # tasks of the same number share a source
-    cancelled_after: float | None
+    cancelled_after: float | None  # its user has its id
+    cancelled_at_start: bool = False  # just while its user code is being started
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +120,8 @@ def _submission(rng: Random, number: int, seconds: float, gpus: bool, fair: bool
         time_limit=rng.choice((None, None, 100.0)),
         lease=None if fair else rng.choice((None, None, None, 20.0)),
         source=rng.choice((None, number // 3)),
-        cancelled_after=rng.uniform(0.0, seconds / 3) if rng.random() < 0.15 else None,
+        cancelled_after=rng.uniform(0.0, seconds / 3) if rng.random() < 0.12 else None,
+        cancelled_at_start=rng.random() < 0.05,
     )
 
 

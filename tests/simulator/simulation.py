@@ -69,6 +69,7 @@ class Simulation:
         self._agreed_after: float | None = None
         self._hit_at: dict[PeerId, float] = {}
         self._cancel_after: dict[str, float] = {s.name: s.cancelled_after for s in plan.submissions if s.cancelled_after}
+        self._cancel_at_start = [s.name for s in plan.submissions if s.cancelled_at_start]
         for peer in made:
             self.watcher.call(peer.id, peer.name)
 
@@ -153,6 +154,13 @@ class Simulation:
         row = peer.core.row(task)
         if row is not None and row.spec.name in self._cancel_after:
             self.world.call_later(self._cancel_after[row.spec.name], self._cancel, task)
+
+    def starting(self, peer: MeshPeer, task: TaskId) -> None:
+        """The peer has been told to start user code of this task."""
+        row = peer.core.row(task)
+        if row is not None and row.spec.name in self._cancel_at_start:
+            self._cancel_at_start.remove(row.spec.name)
+            self.world.call_later(self.rng.uniform(0.0, 0.03), self._cancel, task)
 
     def _cancel(self, task: TaskId) -> None:
         knowing = [peer for peer in self.running() if peer.awake and peer.core.row(task) is not None]

@@ -101,6 +101,39 @@ def test_a_killed_agent_finds_its_task_again_and_reports_its_end() -> None:
     assert simulation.watcher.counts["adopted"] == 1
 
 
+def test_an_agent_that_is_held_dead_and_comes_back_within_its_lease_keeps_its_task() -> None:
+    simulation = Simulation(quiet(LONG_SEED, 5))
+    runner, _ = running_task(simulation)
+    runner.kill()
+    others = simulation.running()
+
+    def held_dead() -> bool:
+        return all(runner.id not in peer.peers.others_alive() for peer in others)
+
+    assert simulation.world.run_until_true(held_dead, simulation.world.now + 30.0)
+    simulation.world.run_until(simulation.world.now + 3.0)
+    assert held_dead()
+    runner.start()
+    simulation.world.run_until(simulation.world.now + 12.0)
+    assert simulation.watcher.counts["lost"] == 0
+    assert simulation.watcher.counts["starts"] == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_on_a_slow_and_lossy_network_no_task_ever_runs_twice_at_once(seed: int) -> None:
+    """Claims take longer to arrive than the next peer waits, and what is prepared in no time starts as soon as it may: the
+    acks of the claim are all that keeps two from starting."""
+    tasks = tuple(replace(LONG, name=f"t{number}", at=4.0 + 2.0 * number) for number in range(16))
+    plan = replace(
+        quiet(seed, 5, submissions=tasks), weather=Weather.GENTLE, loss=0.1, delay=(0.05, 0.4), slots=(4,) * 5,
+        build_seconds=0.11, run_seconds=8.0, seconds=40.0,
+    )  # fmt: skip
+    report = Simulation(plan).run()
+    assert report.happened["dropped"] > 0
+    assert report.happened["ended superseded"] > 0, "nobody claimed what another had claimed: the network was not slow enough"
+    assert report.happened["overlaps"] == 0
+
+
 def test_a_cancel_that_was_stored_when_the_agent_died_is_carried_out_by_its_next_run() -> None:
     simulation = Simulation(quiet(LONG_SEED))
     runner, task = running_task(simulation)

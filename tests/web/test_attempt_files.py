@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from meshq.config import Home
-from meshq.errors import PeerError, TaskFailed
+from meshq.errors import PeerError, StoreError, TaskFailed
 from meshq.ids import Fence
 from meshq.task import OutputFile
 from meshq.web.attempt_files import AttemptFiles
@@ -93,7 +93,7 @@ def test_a_copy_serves_like_the_original(home: Home) -> None:
     manifest = Manifest(files=(file("a/b", b"x"),), skipped=2)
 
     async def keep() -> None:
-        with files.new_copy(FENCE, manifest) as copy:
+        async with files.new_copy(FENCE, manifest) as copy:
             copy.write_log(b"hello\n")
             await copy.write_output(manifest.files[0], chunks_of(b"x"))
 
@@ -112,7 +112,7 @@ def test_a_copy_that_is_not_what_its_manifest_says_leaves_nothing(home: Home, li
     files = AttemptFiles(home)
 
     async def keep() -> None:
-        with files.new_copy(FENCE, Manifest(files=(listed,))) as copy:
+        async with files.new_copy(FENCE, Manifest(files=(listed,))) as copy:
             await copy.write_output(listed, chunks_of(sent))
 
     with pytest.raises(PeerError):
@@ -123,9 +123,26 @@ def test_a_copy_that_is_not_what_its_manifest_says_leaves_nothing(home: Home, li
 
 def test_copies_are_removed_when_they_were_kept_long_enough(home: Home) -> None:
     files = AttemptFiles(home)
-    with files.new_copy(FENCE, Manifest(files=())) as copy:
-        copy.write_log(b"")
+
+    async def keep() -> None:
+        async with files.new_copy(FENCE, Manifest(files=())) as copy:
+            copy.write_log(b"")
+
+    asyncio.run(keep())
     kept_at = (home.kept / FENCE).stat().st_mtime
     assert files.expire(kept_at + 6 * 86_400) == 0
     assert files.expire(kept_at + 8 * 86_400) == 1
     assert not files.has(FENCE)
+
+
+def test_a_copy_for_which_there_is_no_room_is_refused_before_it_begins(home: Home) -> None:
+    files = AttemptFiles(home)
+    huge = OutputFile(path="a", bytes=2**60, sha256="0" * 64)
+
+    async def keep() -> None:
+        async with files.new_copy(FENCE, Manifest(files=(huge,))):
+            raise AssertionError("begun")
+
+    with pytest.raises(StoreError, match="nearly full"):
+        asyncio.run(keep())
+    assert list(home.kept.iterdir()) == []

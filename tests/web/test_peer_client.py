@@ -149,3 +149,55 @@ def test_a_stream_gives_what_comes_when_it_comes_and_says_when_it_breaks_off() -
                     await anext(chunks)
 
     asyncio.run(scenario())
+
+
+def test_a_redirect_leads_nowhere() -> None:
+    """A member could send our request, and the next with its body, wherever it likes."""
+
+    async def scenario() -> None:
+        server, me = new_identity(), new_identity()
+
+        async def lead_away(request: web.Request) -> web.Response:
+            raise web.HTTPTemporaryRedirect("http://127.0.0.1:1/elsewhere")
+
+        async with serving(server, lead_away) as address, client(me, address) as peers:
+            with pytest.raises(PeerError, match="307"):
+                await peers.post(server.peer, "/echo", b"x", answer_bytes_max=100)
+            with pytest.raises(PeerError, match="307"):
+                await peers.post_seed(address, "/echo", b"x", answer_bytes_max=100)
+
+    asyncio.run(scenario())
+
+
+def test_a_member_that_speaks_no_http_breaks_the_rules_and_nothing_else() -> None:
+    async def scenario() -> None:
+        server, me = new_identity(), new_identity()
+
+        async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"\x00\x01 what\r\n\r\n")
+            await writer.drain()
+            writer.close()
+
+        context = Credentials(MESH, server).server_context()
+        babbling = await asyncio.start_server(babble, "127.0.0.1", 0, ssl=context)
+        address = Address("127.0.0.1", babbling.sockets[0].getsockname()[1])
+        async with babbling, client(me, address) as peers:
+            with pytest.raises(PeerError):
+                await peers.post(server.peer, "/echo", b"x", answer_bytes_max=100)
+            with pytest.raises(PeerError):
+                await peers.post_seed(address, "/echo", b"x", answer_bytes_max=100)
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_was_closed_says_so_and_raises_nothing_else() -> None:
+    async def scenario() -> None:
+        server, me = new_identity(), new_identity()
+        async with serving(server) as address, client(me, address) as peers:
+            await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
+            await peers.close()
+            with pytest.raises(Unreachable):
+                await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
+
+    asyncio.run(scenario())
