@@ -58,7 +58,8 @@ class Transfers:
         missing: Sequence[ObjectId] = ids
         if len(ids) > SMALL_SOURCE_OBJECTS:
             missing = await self._ask_ids(peer, "/objects/missing", ObjectIds(ids=tuple(ids)))
-        for batch in await asyncio.to_thread(lambda: list(self._batches(missing))):
+        batches = self._batches(missing)  # read one after the other: a source has up to half a gigabyte
+        while (batch := await asyncio.to_thread(next, batches, None)) is not None:
             await self._client.post(peer, "/objects/put", batch, answer_bytes_max=64, seconds=TRANSFER_SECONDS)
 
     def _batches(self, ids: Sequence[ObjectId]) -> Iterator[bytes]:
