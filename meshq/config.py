@@ -57,7 +57,8 @@ DISK_FREE_BYTES_MIN: Final = 512 * 2**20  # below this a peer claims nothing; be
 RETRIES_MAX: Final = 100
 SLOTS_MAX: Final = 1_024
 PRIORITY_MAX: Final = 1_000
-INFRASTRUCTURE_LOSSES_MAX: Final = 5  # lost or released claims after which a task is poisoned, not retried for ever
+INFRASTRUCTURE_LOSSES_MAX: Final = 5  # claims that were lost with their machine or process: the task takes them down (poison)
+RELEASES_MAX: Final = 50  # claims that could not be prepared anywhere; with the growing pauses between them half a day
 
 TASK_VARIABLES: Final = (
     "MESHQ_TASK_ID", "MESHQ_TASK_NAME", "MESHQ_ATTEMPT", "MESHQ_FENCE",

@@ -173,6 +173,7 @@ class Outcome:
     timed_out: bool = False
     outputs: tuple[OutputFile, ...] = ()  # the first OUTPUT_FILES_IN_ROW_MAX, by path
     outputs_total: int = 0
+    blameless: bool = False  # says nothing about the task: its peer left, or nobody who has the source answered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

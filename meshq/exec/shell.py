@@ -280,15 +280,16 @@ class ExecShell:
         try:
             yield
         except PreparationFailed as error:
-            self._fail(fence, error.reason, error.retryable)
+            self._fail(fence, error.reason, error.retryable, error.blameless)
         except (MeshqError, OSError) as error:
             self._fail(fence, str(error), True)
         except Exception as error:
             log.exception("preparing attempt %s met a bug", fence)
             self._fail(fence, f"preparing it failed with {type(error).__name__}: {error}", True)
 
-    def _fail(self, fence: Fence, reason: str, retryable: bool) -> None:
-        self._carry_out(self._worker.handle_preparation_failed(self._loop.time(), fence, reason, retryable))
+    def _fail(self, fence: Fence, reason: str, retryable: bool, blameless: bool = False) -> None:
+        effects = self._worker.handle_preparation_failed(self._loop.time(), fence, reason, retryable, blameless)
+        self._carry_out(effects)
 
     # --- running ----------------------------------------------------------------------------------------------------
 

@@ -199,7 +199,7 @@ class Worker:
         assert claimed.fence not in self._attempts
         gpus = self._choose_gpus(claimed.spec.needs)
         if gpus is None or not self._fits(claimed.spec.needs):
-            lacking = Outcome(kind=EndKind.RELEASED, reason="this peer has no room for it any more")
+            lacking = _released("this peer has no room for it any more")
             return [AttemptEnded(claimed.fence, lacking)]
         self._attempts[claimed.fence] = Preparing(claimed=claimed, gpus=gpus, slow_at=now + SLOW_SECONDS)
         return [FetchSource(claimed), BuildEnvironment(claimed), CapacityChanged()]
@@ -244,7 +244,7 @@ class Worker:
             case Exited() | Vanished():
                 return self.handle_exited(now, fence, state)
             case NeverStarted():
-                return self._end(fence, Outcome(kind=EndKind.RELEASED, reason="the agent ended before it was started"))
+                return self._end(fence, _released("the agent ended before it was started"))
             case _:
                 assert_never(state)
 
@@ -261,12 +261,15 @@ class Worker:
         attempt = self._attempts.get(fence)
         return self._advance(replace(attempt, python=python)) if isinstance(attempt, Preparing) else []
 
-    def handle_preparation_failed(self, now: float, fence: Fence, reason: str, retryable: bool) -> list[Effect]:
-        """`retryable`: another peer may do better. Otherwise the task itself is at fault."""
+    def handle_preparation_failed(
+        self, now: float, fence: Fence, reason: str, retryable: bool, blameless: bool = False
+    ) -> list[Effect]:
+        """`retryable`: another peer may do better. Otherwise the task itself is at fault. `blameless`: it surely is not."""
         self._clock(now)
         if not isinstance(self._attempts.get(fence), Preparing):
             return []
-        return self._end(fence, Outcome(kind=EndKind.RELEASED if retryable else EndKind.FAILED, reason=reason))
+        kind = EndKind.RELEASED if retryable else EndKind.FAILED
+        return self._end(fence, Outcome(kind=kind, reason=reason, blameless=blameless))
 
     def handle_spawned(self, now: float, fence: Fence) -> list[Effect]:
         self._clock(now)
@@ -392,6 +395,11 @@ class Worker:
             if device.index in free and device.memory_bytes >= needs.gpu_memory_bytes
         ]  # fmt: skip
         return tuple(fitting[: needs.gpus]) if len(fitting) >= needs.gpus else None
+
+
+def _released(reason: str) -> Outcome:
+    """An end that is neither the task's fault nor that of what it needs."""
+    return Outcome(kind=EndKind.RELEASED, reason=reason, blameless=True)
 
 
 def outcome_of(claimed: Claimed, exit: Exit, stopping: str) -> Outcome:

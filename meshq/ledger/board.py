@@ -90,7 +90,7 @@ class Board:
             return reading
         self._queues.put(task, row)
         if task not in self._waits or self._waits[task].attempt != attempt:
-            pause = self._backoff(reading.failures + reading.losses)
+            pause = self._backoff(reading.setbacks)
             self._waits[task] = Wait(attempt, now, now + pause, self._rng.uniform(0, self._config.claim_jitter))
         return reading
 

@@ -513,7 +513,7 @@ class Ledger:
     def _end(self, now: float, own: OwnClaim, kind: EndKind, reason: str, *, stop: str) -> None:
         """Record its end at once and have whatever there is of it stopped."""
         self._after.append(Stop(own.fence, stop))
-        self._write_end(own, Outcome(kind=kind, reason=reason, ended_at=self._wall(now)))
+        self._write_end(own, Outcome(kind=kind, reason=reason, ended_at=self._wall(now), blameless=kind is EndKind.RELEASED))
 
     def _record(self, own: OwnClaim, outcome: Outcome) -> None:
         """Record what exec reported. A success stands, unless another is known already (rule 1)."""
@@ -521,7 +521,8 @@ class Ledger:
         if reading.result is not None:
             outcome = replace(outcome, kind=EndKind.SUPERSEDED, reason="another attempt had succeeded")
         elif isinstance(own.state, Stopping) and outcome.kind is not EndKind.SUCCEEDED:
-            outcome = replace(outcome, kind=own.state.kind, reason=own.state.reason)
+            leaving = own.state.kind is EndKind.RELEASED
+            outcome = replace(outcome, kind=own.state.kind, reason=own.state.reason, blameless=leaving)
         self._write_end(own, outcome)
 
     def _write_end(self, own: OwnClaim, outcome: Outcome) -> None:

@@ -17,9 +17,11 @@ Why the recursion of rule 3 ends. Rows travel whole, so `seen` is causally close
 this claim has seen, and its own dot besides. The sum of `seen` therefore grows strictly from a claim to one that covers it,
 and judging claims by ascending sum meets every claim after those that it covers.
 
-Counting. `Ended(FAILED)` counts against the task's retries; claims that were lost or released count against
-`INFRASTRUCTURE_LOSSES_MAX` (a `Lost` without answer counts even if the peer reports later: the count never falls but by a
-`Back`); superseded and cancelled ones count for nothing. What is exhausted starts nothing more, but lets end what runs.
+Counting. `Ended(FAILED)` counts against the task's retries; claims that were lost count against `INFRASTRUCTURE_LOSSES_MAX` (a
+`Lost` without answer counts even if the peer reports later: the count never falls but by a `Back`); claims that could not be
+prepared count against `RELEASES_MAX`, unless they are blameless: a task must not fail because the only machine that has its
+source is off for a weekend. Superseded and cancelled ones count for nothing. What is exhausted starts nothing more, but lets
+end what runs.
 
 Rejected: "the highest attempt wins" and "judge a claim by the whole row". Over random partition histories the first stops
 live runs for a dead holder and the second wedges tasks (`tests/ledger/test_holder.py` keeps both from coming back).
@@ -30,7 +32,7 @@ Reading order: `read`, `_judge_legal`, `_find_holder`, then the questions at the
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from meshq.config import INFRASTRUCTURE_LOSSES_MAX
+from meshq.config import INFRASTRUCTURE_LOSSES_MAX, RELEASES_MAX
 from meshq.ids import Dot, Fence, PeerId, fence
 from meshq.ledger.rendezvous import claim_weight
 from meshq.ledger.row import Back, Cancel, Claim, Ended, Fact, Lost, Preparing, Row, Started, Vector, covers
@@ -55,6 +57,8 @@ class Reading:
     last_failure: Outcome | None
     failures: int
     losses: int
+    releases: int
+    setbacks: int  # all of these, and the blameless ones: how long to pause before the next attempt
 
     @property
     def running(self) -> bool:
@@ -63,8 +67,13 @@ class Reading:
 
     @property
     def exhausted(self) -> bool:
-        """Whether failures or losses have used up what the task is allowed."""
-        return self.failures > self.row.spec.retries or self.losses >= INFRASTRUCTURE_LOSSES_MAX
+        """Whether failures, losses or releases have used up what the task is allowed."""
+        limits = (
+            self.failures > self.row.spec.retries,
+            self.losses >= INFRASTRUCTURE_LOSSES_MAX,
+            self.releases >= RELEASES_MAX,
+        )
+        return any(limits)
 
     @property
     def status(self) -> Status:
@@ -129,12 +138,15 @@ def read(row: Row) -> Reading:
     successes = [dot for dot in by_weight if dot in ended and ended[dot].kind is EndKind.SUCCEEDED]
     result = min(successes, key=by_weight.__getitem__, default=None)
     failed = sorted((dot for dot in by_weight if dot in ended and ended[dot].kind is EndKind.FAILED), key=by_weight.__getitem__)
-    gone = [dot for dot in claims if dot in lost or (dot in ended and ended[dot].kind in (EndKind.LOST, EndKind.RELEASED))]
+    kinds = {dot: ended[dot].kind for dot in claims if dot in ended}
+    losses = sum(1 for dot in claims if dot in lost or kinds.get(dot) is EndKind.LOST)
+    released = [dot for dot, kind in kinds.items() if kind is EndKind.RELEASED and dot not in lost]
     return Reading(
         row=row, claims=claims, legal=legal, live=live, started=started, preparing=preparing, ended=ended, lost=lost,
         cancel=cancel, holder=None if result is not None else _find_holder(live, started, by_weight),
         result=None if result is None else (result, ended[result]),
-        last_failure=ended[failed[-1]] if failed else None, failures=len(failed), losses=len(gone),
+        last_failure=ended[failed[-1]] if failed else None, failures=len(failed), losses=losses,
+        releases=sum(1 for dot in released if not ended[dot].blameless), setbacks=len(failed) + losses + len(released),
     )  # fmt: skip
 
 
@@ -256,8 +268,10 @@ def reason(row: Row) -> str:
             return "cancelling"
         case Status.FAILED if reading.failures > row.spec.retries and reading.last_failure is not None:
             return reading.last_failure.reason or f"exit code {reading.last_failure.exit_code}"
+        case Status.FAILED if reading.losses >= INFRASTRUCTURE_LOSSES_MAX:
+            return f"poisoned: {reading.losses} attempts were lost with their machine; the last one: {_last_loss(reading)}"
         case Status.FAILED:
-            return f"poisoned: {reading.losses} attempts were lost or released; the last one: {_last_loss(reading)}"
+            return f"{reading.releases} attempts could not be prepared anywhere; the last one: {_last_loss(reading)}"
         case _:
             return ""
 

@@ -21,7 +21,7 @@ class LedgerConfig:
     stall_max: float = 5.0  # a longer stall (or one longer than the grace) must be answered by re-validation
     validation_max: float = 30.0  # without any answer for so long (TCP is blocked, UDP is not) a peer goes on unvalidated
     quorum_window: float = 600.0  # members alive within it are counted when a peer asks whether it is cut off
-    backoff_max: float = 300.0
+    backoff_max: float = 600.0  # a week of them stays within what a row may hold
 
 
 LAN: Final = LedgerConfig()

@@ -74,7 +74,7 @@ class Transfers:
             yield bytes(batch)
 
     async def fetch_source(self, commit: ObjectId, first: PeerId) -> None:
-        """Have every object of the commit here. PreparationFailed (retryable) if nobody who answers has it."""
+        """Have every object of the commit here. PreparationFailed (retryable, blameless) if nobody who answers has it."""
         if await asyncio.to_thread(self._objects.complete, commit):
             return
         failures: list[str] = []
@@ -84,7 +84,8 @@ class Transfers:
                 return
             except (PeerError, Unreachable) as error:
                 failures.append(str(error))
-        raise PreparationFailed(f"no peer has the source {commit[:8]}: {'; '.join(failures) or 'no other is alive'}", True)
+        why = "; ".join(failures) or "no other is alive"
+        raise PreparationFailed(f"no peer that answers has the source {commit[:8]}: {why}", retryable=True, blameless=True)
 
     async def _fetch_from(self, peer: PeerId, commit: ObjectId) -> None:
         ids = await self._ask_ids(peer, "/objects/of", CommitRequest(commit=commit))

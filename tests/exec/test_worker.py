@@ -101,7 +101,7 @@ def test_start_spawns_with_the_interpreter_and_the_gpus_that_it_was_given(worker
     ids=["cores", "memory", "gpus", "gpu memory"],
 )
 def test_a_claim_that_does_not_fit_is_released_at_once(worker: Worker, needs: Needs) -> None:
-    outcome = Outcome(kind=EndKind.RELEASED, reason="this peer has no room for it any more")
+    outcome = Outcome(kind=EndKind.RELEASED, reason="this peer has no room for it any more", blameless=True)
     assert worker.prepare(0.0, claimed(1, needs=needs)) == [AttemptEnded(FENCE, outcome)]
     assert worker.attempts() == {}
 
@@ -274,7 +274,7 @@ def test_an_adopted_attempt_that_ended_meanwhile_is_collected(worker: Worker, st
 
 
 def test_an_adopted_attempt_that_never_started_is_released(worker: Worker) -> None:
-    outcome = Outcome(kind=EndKind.RELEASED, reason="the agent ended before it was started")
+    outcome = Outcome(kind=EndKind.RELEASED, reason="the agent ended before it was started", blameless=True)
     assert worker.adopt(0.0, CLAIM, NeverStarted(), ()) == ended(outcome)
 
 

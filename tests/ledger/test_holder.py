@@ -1,12 +1,13 @@
 """What a row means: examples of each rule, and histories of partitions in which no rule may ever break."""
 
+from dataclasses import replace
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshq.config import INFRASTRUCTURE_LOSSES_MAX
+from meshq.config import INFRASTRUCTURE_LOSSES_MAX, RELEASES_MAX
 from meshq.ids import Dot, fence
 from meshq.ledger.holder import Reading, attempts, ending, holder, legal, live, next_attempt, read, reason, result, status
 from meshq.ledger.rendezvous import claim_weight
@@ -141,8 +142,33 @@ def test_losses_are_counted_apart_from_failures_and_poison_a_task_in_the_end() -
         facts.append((dot("c", attempt), Lost(claim=mine, reason="b was not seen for 8 s")))
     poisoned = row(*facts)
     assert status(poisoned) is Status.FAILED
-    assert reason(poisoned) == "poisoned: 5 attempts were lost or released; the last one: b was not seen for 8 s"
+    assert reason(poisoned) == "poisoned: 5 attempts were lost with their machine; the last one: b was not seen for 8 s"
     assert [view.status for view in attempts(poisoned)] == ["lost"] * 5
+
+
+def released(number: int, *, blameless: bool) -> list[tuple[Dot, Fact]]:
+    """So many attempts that b could not prepare."""
+    facts: list[tuple[Dot, Fact]] = []
+    for attempt in range(1, number + 1):
+        mine, end = dot("b", 2 * attempt - 1), dot("b", 2 * attempt)
+        facts.append((mine, claim("b", attempt, {"b": 2 * attempt - 2})))
+        facts.append(
+            (end, Ended(claim=mine, outcome=replace(outcome(EndKind.RELEASED), reason="no index", blameless=blameless)))
+        )
+    return facts
+
+
+def test_a_task_that_cannot_be_prepared_anywhere_fails_in_the_end_and_says_why() -> None:
+    almost = read(row(*released(RELEASES_MAX - 1, blameless=False)))
+    assert (almost.status, almost.losses, almost.setbacks) == (Status.QUEUED, 0, RELEASES_MAX - 1)
+    failed_row = row(*released(RELEASES_MAX, blameless=False))
+    assert status(failed_row) is Status.FAILED
+    assert reason(failed_row) == "50 attempts could not be prepared anywhere; the last one: no index"
+
+
+def test_a_task_whose_source_nobody_has_just_now_waits_for_ever_but_less_and_less_often() -> None:
+    reading = read(row(*released(3 * RELEASES_MAX, blameless=True)))
+    assert (reading.status, reading.releases, reading.setbacks) == (Status.QUEUED, 0, 3 * RELEASES_MAX)
 
 
 @pytest.mark.parametrize("kind", [EndKind.SUPERSEDED, EndKind.CANCELLED])
