@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -35,11 +35,10 @@ from meshq.exec.objects import ObjectStore
 from meshq.exec.shell import Callbacks, ExecShell
 from meshq.exec.worker import WorkerConfig
 from meshq.gossip import effects as gossip_effects
-from meshq.gossip import snapshot
-from meshq.gossip.discovery import Discovery, own_addresses, resolve_seed
+from meshq.gossip.discovery import own_addresses
 from meshq.gossip.member import Address, Liveness, Member
 from meshq.gossip.profile import PROFILES
-from meshq.gossip.swim import KnownPeer, Swim
+from meshq.gossip.swim import Swim
 from meshq.gossip.transport import GossipShell
 from meshq.ids import Epoch, Fence, PeerId, TaskId
 from meshq.ledger import timing as ledger_timing
@@ -49,6 +48,7 @@ from meshq.ledger.rendezvous import claimants
 from meshq.ledger.shell import Hooks, LedgerShell
 from meshq.ledger.store import Store
 from meshq.machine import gpus_allowed, measure, next_epoch, open_ports, store_epoch
+from meshq.meeting import Meeting
 from meshq.peers import Peers, free_name
 from meshq.settings import Settings
 from meshq.task import Claimed, Outcome, Telemetry
@@ -62,16 +62,13 @@ from meshq.web.control_api import ControlApi
 from meshq.web.desk import AgentHooks, Desk, MeshFacts
 from meshq.web.documents import PeerFacts
 from meshq.web.gate import Gate, RequestLimiter, make_runner, user_source
-from meshq.web.peer_api import PUSH_BYTES_MAX, PeerApi
+from meshq.web.peer_api import PUSH_BYTES_MAX, PeerApi, share_of
 from meshq.web.peer_client import PeerClient
 from meshq.web.transfer import Transfers
 
 log = logging.getLogger("meshq.agent")
 
-SNAPSHOT_SECONDS: Final = 60.0
-SNAPSHOT_DELAY: Final = 1.0  # after a peer came or went: what was learnt must survive a SIGKILL
 EXPIRE_SECONDS: Final = 3600.0
-SEED_PAUSE_MAX: Final = 30.0
 TELEMETRY_SECONDS: Final = 10.0  # design section 4; changes of capacity go out at once
 WATCH_SECONDS: Final = 1.0
 STALL_SECONDS: Final = 1.0
@@ -97,7 +94,7 @@ class Agent:
         self._identity = identity.load_or_create(home.identity)
         self._me = self._identity.peer
         self._stop = asyncio.Event()
-        self._members_changed = asyncio.Event()
+        self._failure: MeshqError | None = None
         self._draining = False
         self._views_due = False
         self._loop_tasks: set[asyncio.Task[Any]] = set()
@@ -158,6 +155,10 @@ class Agent:
             swim, self._udp, seal=sealer.seal, open=self._opener.open, sync=self._gossip_sync,
             on_effect=self._gossip_effect, clock=boottime,
         )  # fmt: skip
+        self.meeting = Meeting(
+            settings=self.settings, path=self.home.known_peers, gossip=self.gossip, peers=self.peers,
+            addresses=self._addresses, clock=boottime, on_forgotten=self._views_changed,
+        )  # fmt: skip
 
     def _make_web(self) -> None:
         credentials = Credentials(self._key, self._identity)
@@ -177,7 +178,7 @@ class Agent:
         )  # fmt: skip
         self.objects = ObjectStore(self.home.objects)
         self.files = AttemptFiles(self.home)
-        self._limiter = RequestLimiter()
+        self._limiter = RequestLimiter(share_of)
         self.transfers = Transfers(self.client, self.objects, self.files, self.peers.others_alive)
         self.peer_api = PeerApi(
             gossip=self.gossip, ledger=self.ledger, objects=self.objects, files=self.files, transfers=self.transfers
@@ -200,28 +201,42 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        ledger_loop = self._track(self.ledger.run(), "ledger")
+        self._track(self.ledger.run(), "ledger", vital=True)
         fences = await self.exec.start()
-        self._known = snapshot.load(self.home.known_peers, time.time())
-        self.peers.remember(boottime(), self._known)
+        self.meeting.recall()
         self.peers.handle_own_telemetry(self._telemetry())
         self._tell_views()  # what this peer has; without it a machine that is alone could not even take its own tasks
         self.exec.adopt()  # first: the ledger may say stop at once; what exec reports reaches the core after its `adopt`
         await self.ledger.adopt(fences)
         await self._open_doors()
-        await self._find_peers()
-        self._track(self._watch(), "watch")
-        self._track(self._publish_periodically(), "telemetry")
-        self._track(self._save_known_peers(), "snapshot")
-        self._track(self._expire_copies(), "expire")
+        await self._meet()
+        vital = {
+            "watch": self._watch(),
+            "telemetry": self._publish_periodically(),
+            "cleaning up": self._clean_up(),
+            "seeds": self.meeting.ask_seeds_while_alone(),
+            "snapshot": self.meeting.remember_changes(),
+        }
+        for name, work in vital.items():
+            self._track(work, name, vital=True)
         ready(self.desk.me() | {"warnings": self.warnings, "user": hardening.user_name(os.geteuid())})
-        stopped = self._track(self._stop.wait(), "stop")
         try:
-            await asyncio.wait({stopped, ledger_loop}, return_when=asyncio.FIRST_COMPLETED)
-            if ledger_loop.done() and not self._stop.is_set():
-                await ledger_loop  # raises: the disk has refused for too long
+            await self._stop.wait()
+            if self._failure is not None:
+                await self._give_up()
+                raise self._failure
         finally:
             await self._close()
+
+    async def _give_up(self) -> None:
+        """This agent cannot go on, because the disk refuses or it met a bug. Its attempts end before it says left: nobody may
+        start another one while they run (P3)."""
+        for fence in list(self.exec.attempts()):
+            self.exec.stop(fence, "released")
+        with suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                await self._nothing_runs()
+        await self.gossip.leave()
 
     async def _open_doors(self) -> None:
         peer_runner = make_runner(self.peer_api.application(self._limiter))
@@ -237,51 +252,16 @@ class Agent:
         self._control_gate.start(control.listen(self.home, self._group))
         self._runners = (peer_runner, control_runner)
 
-    async def _find_peers(self) -> None:
-        """Seeds, memory, mDNS; wait a moment for the first answer if there is anybody to ask."""
+    async def _meet(self) -> None:
+        """Ask for others, and wait a moment for the first answer if there is anybody to ask."""
         self.gossip.start()
-        self.gossip.remember(self._known)
-        if self.settings.seeds:
-            await self._join_seeds()
-            self._track(self._retry_seeds(), "seeds")
-        self._discovery: Discovery | None = None
-        if self.settings.mdns:
-            self._discovery = Discovery(
-                tag=self._key.mdns_tag, port=self.port, addresses=self._addresses, found=self.gossip.join,
-                is_live=self._is_live_address, loopback=self._loopback,
-            )  # fmt: skip
-            await self._discovery.start()
+        somebody = await self.meeting.begin(tag=self._key.mdns_tag, port=self.port, loopback=self._loopback)
         self._capacity_changed()
-        if self._known or self.settings.seeds or self.settings.mdns:
+        if somebody:
             with suppress(TimeoutError):
                 async with asyncio.timeout(SETTLE_SECONDS):
-                    await self._somebody()
-
-    async def _somebody(self) -> None:
-        while not self.peers.others_alive():
-            await self.changes.wait(THE_MESH, SETTLE_SECONDS)
-
-    async def _join_seeds(self) -> None:
-        for seed in self.settings.seeds:
-            try:
-                self.gossip.join(await resolve_seed(seed))
-            except MeshqError as error:
-                log.warning("seed %s: %s", seed, error)
-
-    async def _retry_seeds(self) -> None:
-        """A seed may start later than this peer, its name may mean another address tomorrow, and a mesh that was split heals
-        through its seeds: as long as nobody is there they are asked again, after 1, 2, 4 … 30 s."""
-        pause = 1.0
-        while True:
-            await asyncio.sleep(pause)
-            alone = not self.peers.others_alive()
-            pause = min(SEED_PAUSE_MAX, 2 * pause) if alone else 1.0
-            if alone:
-                await self._join_seeds()
-
-    def _is_live_address(self, address: Address) -> bool:
-        live = self.peers.others_alive()
-        return address in self._addresses() or any(address in self.gossip.core.addresses(peer) for peer in live)
+                    while not self.peers.others_alive():
+                        await self.changes.wait(THE_MESH, SETTLE_SECONDS)
 
     async def leave(self, drain: bool, seconds: float | None) -> None:
         """End the attempts (with `drain` let them end), say left, stop."""
@@ -303,16 +283,15 @@ class Agent:
             await self.changes.wait(THE_MESH, 1.0)
 
     async def _close(self) -> None:
-        if self._discovery is not None:
-            await self._discovery.stop()
+        await self.meeting.end()
         for gate in (self._control_gate, self._peer_gate):
             await gate.close()
         for runner in self._runners:
             await runner.cleanup()
-        self._remember_peers(self.gossip.core.known_peers(boottime()))
         await self.exec.close()
         await self._environments.close()
         await self.gossip.stop()
+        await self.transfers.close()
         await self.client.close()
         for loop_task in list(self._loop_tasks):
             loop_task.cancel()
@@ -328,7 +307,7 @@ class Agent:
             case gossip_effects.MemberChanged(_, after):
                 log.info("%s (%s) is %s", after.name, after.peer[:8], after.liveness.name.lower())
                 self.peers.handle_member(boottime(), after)
-                self._members_changed.set()
+                self.meeting.handle_change()
                 self._views_changed()
             case gossip_effects.RecordChanged(peer, record):
                 self.peers.handle_record(peer, record)
@@ -386,34 +365,13 @@ class Agent:
                 log.warning("this process stood still for %.1f s", stall)
                 self.ledger.stalled(stall)
 
-    async def _save_known_peers(self) -> None:
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(SNAPSHOT_SECONDS):
-                    await self._members_changed.wait()
-            await asyncio.sleep(SNAPSHOT_DELAY)
-            self._members_changed.clear()
-            self._forget_peers()
-            known = self.gossip.core.known_peers(boottime())  # the core belongs to this thread, the disk to another
-            await asyncio.to_thread(self._remember_peers, known)
-
-    async def _expire_copies(self) -> None:
+    async def _clean_up(self) -> None:
+        """Copies that were kept long enough, and objects that no task has use for."""
         while True:
             await asyncio.to_thread(self.files.expire, time.time())
+            used = [row.spec.source.commit for row in self._ledger_core.tasks() if row.spec.source.commit is not None]
+            await asyncio.to_thread(self.objects.discard_unused, used, time.time())
             await asyncio.sleep(EXPIRE_SECONDS)
-
-    def _forget_peers(self) -> None:
-        """Whom gossip has forgotten (a week after its death) is known no more: no task waits for it, no list shows it."""
-        core = self.gossip.core
-        known = {member.peer for member in core.members()} | {each.peer for each in core.known_peers(boottime())}
-        if self.peers.forget_all_but(known):
-            self._views_changed()
-
-    def _remember_peers(self, known: Sequence[KnownPeer]) -> None:
-        try:
-            snapshot.save(self.home.known_peers, known, time.time())
-        except StoreError as error:
-            log.warning("%s", error)
 
     # ---- ledger and exec
 
@@ -502,7 +460,7 @@ class Agent:
             uid=os.geteuid(),
             group=self.settings.group,
             mdns=self.settings.mdns,
-            mdns_problem="" if self._discovery is None or not self._discovery.counters["failed"] else "see the agent's log",
+            mdns_problem="see the agent's log" if self.meeting.counters.get("failed") else "",
             gpu_state=(sample.gpu_problem if sample else "") or "NVML sees none",
             landlock_abi=landlock_abi(),
             uv=doctor.find_uv(),
@@ -522,21 +480,31 @@ class Agent:
             "peer requests": self.peer_api.counters | {"too many at once": self._limiter.refused},
             "control socket": self._control_gate.counters,
             "peers": {"undecodable records": self.peers.undecodable_records},
-            "discovery": self._discovery.counters if self._discovery is not None else {},
+            "discovery": self.meeting.counters,
         }
         return {f"{part}: {name}": count for part, counters in named.items() for name, count in counters.items() if count}
 
-    def _track(self, work: Any, name: str) -> asyncio.Task[Any]:
-        """Run a loop task that lives as long as the agent, or shorter; a failure is logged, never lost."""
+    def _track(self, work: Coroutine[Any, Any, Any], name: str, *, vital: bool = False) -> asyncio.Task[Any]:
+        """Run a loop task that lives as long as the agent, or shorter. A failure is logged; that of a `vital` one ends the
+        agent, which would be crippled without it."""
         loop_task = asyncio.get_running_loop().create_task(work, name=name)
         self._loop_tasks.add(loop_task)
-        loop_task.add_done_callback(self._loop_task_ended)
+        loop_task.add_done_callback(self._vital_ended if vital else self._loop_task_ended)
         return loop_task
 
     def _loop_task_ended(self, loop_task: asyncio.Task[Any]) -> None:
         self._loop_tasks.discard(loop_task)
         if not loop_task.cancelled() and (error := loop_task.exception()) is not None:
             log.error("the loop task %s failed", loop_task.get_name(), exc_info=error)
+
+    def _vital_ended(self, loop_task: asyncio.Task[Any]) -> None:
+        self._loop_task_ended(loop_task)
+        if loop_task.cancelled() or self._stop.is_set():
+            return
+        error = loop_task.exception()
+        bug = MeshqError(f"the agent met a bug in {loop_task.get_name()} and ended", f"the details are in {self.home.log}")
+        self._failure = error if isinstance(error, MeshqError) else bug
+        self._stop.set()
 
 
 def run(home: Home, ready: Callable[[Mapping[str, Any]], None]) -> None:

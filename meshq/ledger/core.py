@@ -30,9 +30,10 @@ from math import inf
 from typing import TYPE_CHECKING, assert_never
 
 from meshq import codec
-from meshq.config import ARRAY_TASKS_MAX, SPEC_BYTES_MAX, TASKS_LIVE_MAX
+from meshq.config import ARRAY_TASKS_MAX
 from meshq.errors import TaskFailed, UsageError
 from meshq.ids import Dot, Fence, PeerId, TaskId, fence
+from meshq.ledger.admission import admit
 from meshq.ledger.antientropy import AntiEntropy
 from meshq.ledger.board import Board
 from meshq.ledger.claiming import Deal
@@ -53,7 +54,7 @@ from meshq.ledger.effects import (
 )
 from meshq.ledger.holder import Reading
 from meshq.ledger.own import OwnClaim, OwnClaims, Running, Stopping, Waiting
-from meshq.ledger.placement import Capacity, check_placeable
+from meshq.ledger.placement import Capacity
 from meshq.ledger.pushes import Pushes, batches
 from meshq.ledger.replica import ROW_BYTES_MAX, Replica, row_bytes
 from meshq.ledger.row import Back, Cancel, Claim, Ended, Fact, Lost, Preparing, Row, Started, Vector, covers
@@ -124,19 +125,7 @@ class Ledger:
 
         Raises Unplaceable, UsageError (a spec is too large) or TaskFailed (too many tasks); then nothing was stored.
         """
-        for spec in specs:
-            if len(codec.encode(spec)) > SPEC_BYTES_MAX:
-                raise UsageError(
-                    f"submitting {spec.name!r}: its description is larger than {SPEC_BYTES_MAX // 1024} KiB",
-                    "shorten its arguments and environment, or put them into a file beside the script",
-                )
-            if not hold:
-                check_placeable(spec, self._sessions.views.values())
-        if len(self._board) + len(specs) > TASKS_LIVE_MAX:
-            raise TaskFailed(
-                f"submitting {len(specs)} tasks: {len(self._board)} of at most {TASKS_LIVE_MAX} tasks wait or run already",
-                "wait for some of them to end, or cancel some",
-            )
+        admit(specs, hold, self._sessions.views.values(), live=len(self._board), room=self._replica.room)
         tasks = []
         for spec in specs:
             dot, row = self._replica.create(spec, self._board.next_position(spec.queue))

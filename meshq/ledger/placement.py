@@ -8,6 +8,7 @@ from meshq.ledger.effects import PeerView
 from meshq.task import Gpu, Needs, TaskSpec, Telemetry
 
 GIB = 2**30
+REASONS_MAX = 8  # lines of one refusal: more are not read
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,9 @@ def check_placeable(spec: TaskSpec, views: Iterable[PeerView]) -> None:
     known = tuple(views)
     if any(could_ever(spec.needs, spec.queue, view.telemetry) for view in known):
         return
-    reasons = [why_not(spec.needs, spec.queue, view) for view in known]
+    reasons = [why_not(spec.needs, spec.queue, view) for view in known[:REASONS_MAX]]
+    if len(known) > REASONS_MAX:
+        reasons.append(f"and {len(known) - REASONS_MAX} more")
     raise Unplaceable(
         f"submitting {spec.name!r}: none of the {len(known)} peers that are known could ever run it",
         "\n".join([*reasons, "change what it needs, or keep it for a later peer with --hold"]),

@@ -60,6 +60,7 @@ from meshq.task import TaskSpec
 ROWS_MAX = 2 * TASKS_LIVE_MAX  # waiting and running ones, and as many that have ended
 ROW_BYTES_MAX = SYNC_BYTES_MAX // 2  # a page must hold any row
 FACTS_MAX = 4_096  # 100 retries and their losses, each with its five facts and some concurrent claims
+REGISTER_MAX = 2**53  # what is counted up from there still fits every encoding
 ACTORS_MAX = 16_384  # a peer that lost its database a thousand times over is one of the mesh's smaller problems
 
 
@@ -111,6 +112,11 @@ class Replica:
     @property
     def floors(self) -> Vector:
         return dict(self._floors)
+
+    @property
+    def room(self) -> int:
+        """How many more rows there may be."""
+        return ROWS_MAX - len(self._rows)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -301,6 +307,9 @@ class Replica:
 
 def _well_formed(row: Row) -> bool:
     """Whether the facts are in order, covered by the vector, and speak of claims that the row has."""
+    registers = (row.queue.revision, row.position.revision, row.priority.revision, row.position.value, row.priority.value)
+    if any(abs(number) > REGISTER_MAX for number in registers):
+        return False
     dots = [dot for dot, _ in row.facts]
     if any(first >= second for first, second in pairwise(dots)):
         return False

@@ -99,8 +99,11 @@ class LedgerShell:
                 self._group = group
                 self._arm()
                 group.create_task(self._carry_out(), name="ledger")
-        except* StoreError as errors:
-            raise errors.exceptions[0] from None
+        except BaseExceptionGroup as group:  # not `except*`: Python 3.11.2 wraps what is raised in there
+            refused, rest = group.split(StoreError)
+            if refused is None or rest is not None:
+                raise
+            raise refused.exceptions[0] from None
         finally:
             self._close()
 

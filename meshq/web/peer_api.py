@@ -167,3 +167,9 @@ class PeerApi:
         if not is_fence(fence) or not self._files.has(Fence(fence)):
             raise TaskFailed("no such attempt here")
         return Fence(fence)
+
+
+def share_of(request: web.Request) -> str:
+    """Whose share of requests this one takes: the peer's. Its logs, which may be followed for days, have a share of their own,
+    so that many followers don't keep the ledger out."""
+    return peer_of_request(request) + (" logs" if request.path.endswith("/log") else "")

@@ -24,6 +24,13 @@ log = logging.getLogger("meshq.web")
 CONNECT_SECONDS: Final = 2.0
 REQUEST_SECONDS: Final = 15.0
 IDLE_SECONDS: Final = 60.0  # of a connection that may be used again; the other side closes after 75
+
+# Connections to one address, each kind apart so that bulk and followers never hold up the ledger. Together they stay below the
+# CONNECTIONS_PER_ADDRESS_MAX of the other side's gate.
+REQUESTS_PER_ADDRESS: Final = 8
+BULK_PER_ADDRESS: Final = 6  # what is given more than REQUEST_SECONDS: sources, copies
+STREAMS_PER_ADDRESS: Final = 12
+
 STREAM_QUIET_SECONDS: Final = 60.0  # between two chunks of what lies on a disk; a followed log may be silent for hours
 
 Chunks = AsyncIterator[bytes]
@@ -41,11 +48,11 @@ class PeerClient:
         self._seed_context = seed_context
         self._addresses = addresses
         self._last_good: dict[PeerId, Address] = {}
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[int, aiohttp.ClientSession] = {}  # by how many connections they may have to one address
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
     async def post(
         self, peer: PeerId, path: str, body: bytes, *, answer_bytes_max: int,
@@ -56,7 +63,8 @@ class PeerClient:
         `extra` addresses are tried after those that are known.
         """
         limits = aiohttp.ClientTimeout(total=seconds, connect=CONNECT_SECONDS)
-        async with self._request("POST", peer, path, body, limits, extra) as response:
+        share = BULK_PER_ADDRESS if seconds > REQUEST_SECONDS else REQUESTS_PER_ADDRESS
+        async with self._request("POST", peer, path, body, limits, share, extra) as response:
             return await _read_capped(response, answer_bytes_max)
 
     async def post_seed(self, address: Address, path: str, body: bytes, *, answer_bytes_max: int) -> bytes:
@@ -64,7 +72,7 @@ class PeerClient:
         url = _url(address, path)
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS, connect=CONNECT_SECONDS)
         try:
-            session = self._open_session()
+            session = self._open_session(REQUESTS_PER_ADDRESS)
             async with session.post(url, data=body, ssl=self._seed_context, timeout=timeout, allow_redirects=False) as response:
                 await _check_status(response)
                 return await _read_capped(response, answer_bytes_max)
@@ -77,16 +85,16 @@ class PeerClient:
     async def stream(self, peer: PeerId, path: str, *, quiet: float | None = STREAM_QUIET_SECONDS) -> AsyncIterator[Chunks]:
         """The body of a GET in chunks, as they come, however long that takes; Unreachable if none comes for `quiet` seconds."""
         limits = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_read=quiet)
-        async with self._request("GET", peer, path, b"", limits) as response:
+        async with self._request("GET", peer, path, b"", limits, STREAMS_PER_ADDRESS) as response:
             yield response.content.iter_any()
 
     @asynccontextmanager
     async def _request(
-        self, method: str, peer: PeerId, path: str, body: bytes, limits: aiohttp.ClientTimeout,
+        self, method: str, peer: PeerId, path: str, body: bytes, limits: aiohttp.ClientTimeout, share: int,
         extra: Sequence[Address] = (),
     ) -> AsyncIterator[aiohttp.ClientResponse]:  # fmt: skip
         try:
-            async with await self._connect(method, peer, path, body, limits, extra) as response:
+            async with await self._connect(method, peer, path, body, limits, share, extra) as response:
                 await _check_status(response)
                 yield response
         except (aiohttp.ClientPayloadError, *_UNREACHABLE) as error:
@@ -95,13 +103,13 @@ class PeerClient:
             raise PeerError(f"the peer {peer[:8]} answered {path} with something else than HTTP: {_why(error)}") from None
 
     async def _connect(
-        self, method: str, peer: PeerId, path: str, body: bytes, limits: aiohttp.ClientTimeout,
+        self, method: str, peer: PeerId, path: str, body: bytes, limits: aiohttp.ClientTimeout, share: int,
         extra: Sequence[Address],
     ) -> aiohttp.ClientResponse:  # fmt: skip
         tried: list[str] = []
         for address in dict.fromkeys([*self._candidates(peer), *extra]):
             try:
-                response = await self._open_session().request(
+                response = await self._open_session(share).request(
                     method, _url(address, path), data=body if body else None,
                     ssl=self._context, server_hostname=server_name(peer), timeout=limits, allow_redirects=False,
                 )  # fmt: skip
@@ -120,13 +128,14 @@ class PeerClient:
             candidates.insert(0, good)
         return candidates
 
-    def _open_session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
-            self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
-        if self._session.closed:
+    def _open_session(self, share: int) -> aiohttp.ClientSession:
+        session = self._sessions.get(share)
+        if session is None:
+            connector = aiohttp.TCPConnector(limit=0, limit_per_host=share, keepalive_timeout=IDLE_SECONDS)
+            session = self._sessions[share] = aiohttp.ClientSession(connector=connector, auto_decompress=False)
+        if session.closed:
             raise Unreachable("this peer is stopping")
-        return self._session
+        return session
 
 
 def _url(address: Address, path: str) -> str:

@@ -8,9 +8,9 @@ peer that keeps a copy; a reader asks the runner first and then everybody else.
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 from meshq import codec, config
@@ -30,6 +30,7 @@ IDS_BYTES_MAX: Final = config.SOURCE_FILES_MAX * 64
 FRAMES_BYTES_MAX: Final = config.SOURCE_FILE_BYTES_MAX + config.OBJECTS_BATCH_BYTES
 SMALL_SOURCE_OBJECTS: Final = 16  # sent without asking first what is missing: one round trip less
 TRANSFER_SECONDS: Final = 300.0
+OTHER_COPIES_SECONDS: Final = 0.2  # how long a submit waits for further copies once one other peer has the source
 
 
 class Transfers:
@@ -42,19 +43,42 @@ class Transfers:
         self._objects = objects
         self._files = files
         self._others = others
+        self._pushing: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        for loop_task in self._pushing:
+            loop_task.cancel()
+        await asyncio.gather(*self._pushing, return_exceptions=True)
 
     async def push_source(self, commit: ObjectId, targets: Sequence[PeerId]) -> list[PeerId]:
-        """Bring the commit to these peers; the answer is those that have it durably now."""
-        ids = await asyncio.to_thread(self._objects.reachable, commit)
-        results = await asyncio.gather(*(self._push_to(target, ids) for target in targets), return_exceptions=True)
-        for target, result in zip(targets, results, strict=True):
-            if isinstance(result, MeshqError):
-                log.warning("the source %s did not reach %s: %s", commit[:8], target[:8], result)
-            elif isinstance(result, BaseException):
-                raise result
-        return [target for target, result in zip(targets, results, strict=True) if result is None]
+        """Bring the commit to these peers; the answer is those that have it durably now, one at least if any can be reached.
 
-    async def _push_to(self, peer: PeerId, ids: Sequence[ObjectId]) -> None:
+        A peer that hangs does not hold up the answer: it is served beside, for as long as that takes.
+        """
+        ids = await asyncio.to_thread(self._objects.reachable, commit)
+        having: list[PeerId] = []
+        pushing = {self._track(self._push_to(target, ids, commit, having)) for target in targets}
+        while pushing and not having:
+            _, pushing = await asyncio.wait(pushing, return_when=asyncio.FIRST_COMPLETED)
+        if pushing:
+            await asyncio.wait(pushing, timeout=OTHER_COPIES_SECONDS)
+        return list(having)
+
+    def _track(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        loop_task = asyncio.get_running_loop().create_task(work, name="push source")
+        self._pushing.add(loop_task)
+        loop_task.add_done_callback(self._pushing.discard)
+        return loop_task
+
+    async def _push_to(self, peer: PeerId, ids: Sequence[ObjectId], commit: ObjectId, having: list[PeerId]) -> None:
+        try:
+            await self._push_missing(peer, ids)
+        except MeshqError as error:
+            log.warning("the source %s did not reach %s: %s", commit[:8], peer[:8], error)
+        else:
+            having.append(peer)
+
+    async def _push_missing(self, peer: PeerId, ids: Sequence[ObjectId]) -> None:
         missing: Sequence[ObjectId] = ids
         if len(ids) > SMALL_SOURCE_OBJECTS:
             missing = await self._ask_ids(peer, "/objects/missing", ObjectIds(ids=tuple(ids)))

@@ -55,7 +55,7 @@ def test_a_plain_command_needs_no_script(ada: Agent) -> None:
 
 def test_a_script_with_requirements_gets_them_on_whichever_peer_runs_it(shared_mesh: Mesh, ada: Agent, bob: Agent) -> None:
     folder = shared_mesh.folder / "programs" / "needs-six"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     script = folder / "show_six.py"
     script.write_text('# /// script\n# dependencies = ["six==1.16.0"]\n# ///\nimport six\nprint(six.__version__)\n')
     done = ada.run("submit", "--follow", *at(bob), str(script))
@@ -64,7 +64,7 @@ def test_a_script_with_requirements_gets_them_on_whichever_peer_runs_it(shared_m
 
 def test_a_script_takes_the_module_beside_it_along(shared_mesh: Mesh, ada: Agent, bob: Agent) -> None:
     folder = shared_mesh.folder / "programs" / "two-files"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "beside.py").write_text("VALUE = 41\n")
     (folder / "main.py").write_text("import beside\nprint(beside.VALUE + 1)\n")
     done = ada.run("submit", "--follow", *at(bob), str(folder / "main.py"))
@@ -73,7 +73,7 @@ def test_a_script_takes_the_module_beside_it_along(shared_mesh: Mesh, ada: Agent
 
 def test_a_dirty_repository_runs_as_it_lies_there(shared_mesh: Mesh, ada: Agent, bob: Agent) -> None:
     folder = shared_mesh.folder / "programs" / "repository"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     git = ("git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@example.org")
     subprocess.run((*git, "init", "--quiet"), check=True)
     (folder / "main.py").write_text("import added, changed\nprint(added.VALUE, changed.VALUE)\n")

@@ -13,7 +13,7 @@ from random import Random
 from typing import TYPE_CHECKING, assert_never
 
 from meshq import codec
-from meshq.agent import SEED_PAUSE_MAX, SNAPSHOT_DELAY, SNAPSHOT_SECONDS, STALL_SECONDS, TELEMETRY_SECONDS
+from meshq.agent import STALL_SECONDS, TELEMETRY_SECONDS
 from meshq.gossip import effects as gossip_effects
 from meshq.gossip.member import Liveness, Member
 from meshq.ids import Epoch, PeerId, TaskId
@@ -21,6 +21,7 @@ from meshq.ledger import effects as ledger_effects
 from meshq.ledger.core import Ledger
 from meshq.ledger.effects import EpochMinted, Persist, Push, PushReply, SyncPage, SyncRequest
 from meshq.ledger.shell import merge_persists
+from meshq.meeting import SAVE_DELAY, SAVE_SECONDS, SEED_PAUSE_MAX
 from meshq.peers import Peers, is_alive
 from meshq.task import EndKind, Gpu, Telemetry
 from tests.simulator.exec_shell import CPUS, GPU_BYTES, MEMORY_BYTES, ExecShell
@@ -186,7 +187,7 @@ class MeshPeer:
         self._join_seeds(1.0)
         self.capacity_changed()
         self.later(TELEMETRY_SECONDS, self._publish_periodically)
-        self.timer("snapshot", self.world.now + SNAPSHOT_SECONDS, self._save_known_peers)
+        self.timer("snapshot", self.world.now + SAVE_SECONDS, self._save_known_peers)
 
     def _join_seeds(self, pause: float) -> None:
         """What mDNS or the seeds say: everybody's address, whoever answers there; again while there is nobody."""
@@ -197,7 +198,7 @@ class MeshPeer:
 
     def _save_known_peers(self) -> None:
         self.machine.disk.known_peers = self.gossip.core.known_peers(self.world.now)
-        self.timer("snapshot", self.world.now + SNAPSHOT_SECONDS, self._save_known_peers)
+        self.timer("snapshot", self.world.now + SAVE_SECONDS, self._save_known_peers)
 
     def _publish_periodically(self) -> None:
         self.later(TELEMETRY_SECONDS, self._publish_periodically)
@@ -254,7 +255,7 @@ class MeshPeer:
                     watcher.is_now(self.id, after)
                 watcher.believes(self.name, after)
                 self.peers.handle_member(self.world.now, after)
-                self.timer("snapshot", self.world.now + SNAPSHOT_DELAY, self._save_known_peers)
+                self.timer("snapshot", self.world.now + SAVE_DELAY, self._save_known_peers)
                 self._views_changed()
             case gossip_effects.RecordChanged(peer, record):
                 self.peers.handle_record(peer, record)
