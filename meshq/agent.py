@@ -437,7 +437,7 @@ class Agent:
     def _peer_facts(self) -> list[PeerFacts]:
         now = boottime()
         facts = []
-        for member in self.peers.members():
+        for member in (*self.peers.members(), *self.peers.remembered()):
             mine = member.peer == self._me
             addresses = self.gossip.core.addresses(member.peer) or member.addresses
             facts.append(

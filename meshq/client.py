@@ -212,6 +212,8 @@ class Client:
         with self._failures(answer_seconds):
             response = self._send(method, path, body, kind, answer_seconds)
             data = response.read(ANSWER_BYTES_MAX)
+            if response.length and len(data) < ANSWER_BYTES_MAX:  # read(n) does not tell a cut connection from the end
+                raise http.client.IncompleteRead(data, response.length)
             self._used_at = time.monotonic()
         return _decoded(response.status, data)
 

@@ -11,7 +11,7 @@ from meshq import codec, config
 from meshq.errors import MalformedData
 from meshq.gossip.member import Liveness, Member
 from meshq.gossip.roster import KnownPeer
-from meshq.ids import PeerId
+from meshq.ids import Epoch, PeerId
 from meshq.ledger.effects import PeerView
 from meshq.task import Telemetry
 
@@ -43,21 +43,33 @@ class Peers:
         self.me = me.peer
         self.undecodable_records = 0
         self._entries: dict[PeerId, _Entry] = {me.peer: _Entry(me, now, telemetry)}
-        self._remembered: dict[PeerId, PeerView] = {}
+        self._remembered: dict[PeerId, _Entry] = {}
 
     def remember(self, now: float, known: Iterable[KnownPeer]) -> None:
-        """Peers of an earlier run that have not shown up yet. They count when this peer asks whether it is cut off, so that an
-        agent that was restarted and has met nobody does not take the whole lab for dead."""
+        """Peers of an earlier run that have not shown up yet: dead since now, as far as anybody here knows.
+
+        They count when this peer asks whether it is cut off, so that an agent that was restarted and has met nobody does not
+        take the whole lab for dead; and what they had counts for what could ever run a task.
+        """
         for each in known:
             if each.peer not in self._entries:
-                self._remembered[each.peer] = PeerView(peer=each.peer, name=each.name, alive=False, changed_at=now)
+                gone = Member(
+                    peer=each.peer,
+                    epoch=Epoch(0),
+                    incarnation=0,
+                    liveness=Liveness.DEAD,
+                    name=each.name,
+                    addresses=each.addresses,
+                )
+                self._remembered[each.peer] = _Entry(gone, now, self._decode(each.record) or Telemetry())
 
     def handle_member(self, now: float, member: Member) -> None:
         """Take over a new belief; note when the peer came to life or died on this peer's clock."""
-        self._remembered.pop(member.peer, None)
+        remembered = self._remembered.pop(member.peer, None)
         entry = self._entries.get(member.peer)
         if entry is None:
-            self._entries[member.peer] = _Entry(member, now, Telemetry())
+            told = remembered.telemetry if remembered is not None else Telemetry()
+            self._entries[member.peer] = _Entry(member, now, told)
             return
         if is_alive(entry.member) != is_alive(member):
             entry.changed_at = now
@@ -74,23 +86,33 @@ class Peers:
     def handle_record(self, peer: PeerId, record: bytes) -> None:
         """Take over newer telemetry. A record that does not decode is counted and dropped."""
         entry = self._entries.get(peer)
+        if entry is not None and peer != self.me and (telemetry := self._decode(record)) is not None:
+            entry.telemetry = telemetry
+
+    def _decode(self, record: bytes) -> Telemetry | None:
+        if not record:
+            return None
         try:
             telemetry: Telemetry = codec.decode(Telemetry, record, bytes_max=config.RECORD_BYTES_MAX)
         except MalformedData:
             self.undecodable_records += 1
-            return
-        if entry is not None and peer != self.me:
-            entry.telemetry = telemetry
+            return None
+        return telemetry
 
     def handle_own_telemetry(self, telemetry: Telemetry) -> None:
         self._entries[self.me].telemetry = telemetry
 
     def members(self) -> list[Member]:
+        """All that gossip told of, this peer included."""
         return [entry.member for entry in self._entries.values()]
+
+    def remembered(self) -> list[Member]:
+        """Those of an earlier run that have not shown up yet, as dead."""
+        return [entry.member for entry in self._remembered.values()]
 
     def telemetry(self, peer: PeerId) -> Telemetry:
         """What the peer said last; defaults if it has said nothing yet."""
-        entry = self._entries.get(peer)
+        entry = self._entries.get(peer) or self._remembered.get(peer)
         return entry.telemetry if entry is not None else Telemetry()
 
     def member(self, peer: PeerId) -> Member | None:
@@ -105,12 +127,12 @@ class Peers:
         """The peer's name, or the head of its id if it is not known."""
         if (entry := self._entries.get(peer)) is not None:
             return entry.member.name
-        return self._remembered[peer].name if peer in self._remembered else peer[:8]
+        return self._remembered[peer].member.name if peer in self._remembered else peer[:8]
 
     def views(self) -> dict[PeerId, PeerView]:
         """For `Ledger.handle_peers`: every peer, this one included."""
-        views = self._remembered | {peer: self._view(entry) for peer, entry in self._entries.items()}
-        return {peer: views[peer] for peer in sorted(views)}
+        entries = self._remembered | self._entries
+        return {peer: self._view(entries[peer]) for peer in sorted(entries)}
 
     def _view(self, entry: _Entry) -> PeerView:
         member = entry.member

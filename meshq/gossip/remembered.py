@@ -5,7 +5,7 @@ switched off comes together again (a snapshot of the living alone leaves such ag
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from meshq.config import MEMBERS_MAX
 from meshq.gossip.member import Address
@@ -53,15 +53,7 @@ class Remembered:
 
     def known(self, now: float) -> tuple[KnownPeer, ...]:
         """For the next snapshot."""
-        return tuple(
-            KnownPeer(
-                peer=entry.known.peer,
-                name=entry.known.name,
-                addresses=entry.known.addresses,
-                unseen_for=self._unseen_for(now, entry),
-            )
-            for entry in self._entries.values()
-        )
+        return tuple(replace(entry.known, unseen_for=self._unseen_for(now, entry)) for entry in self._entries.values())
 
     def _unseen_for(self, now: float, entry: _Entry) -> float:
         return entry.known.unseen_for + max(0.0, now - entry.since)

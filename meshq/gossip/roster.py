@@ -14,12 +14,14 @@ from meshq.ids import PeerId
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownPeer:
-    """A peer as the snapshot keeps it. `unseen_for`: seconds since it was last held alive; 0 if it is."""
+    """A peer as the snapshot keeps it. `unseen_for`: seconds since it was last held alive; 0 if it is. `record`: its last
+    telemetry, so that after a restart it is known what a machine that is off could run."""
 
     peer: PeerId
     name: str
     addresses: tuple[Address, ...]
     unseen_for: float
+    record: bytes = b""
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from meshq.ids import PeerId, is_peer_id
 
 log = logging.getLogger("meshq.gossip")
 
-FILE_BYTES_MAX: Final = 2**20
+FILE_BYTES_MAX: Final = 4 * 2**20  # MEMBERS_MAX lines with their records
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,7 @@ class _Line:
     name: str
     addresses: tuple[Address, ...]
     last_seen: float  # wall-clock seconds: the one clock that goes on while the machine is off
+    record: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ def save(path: Path, peers: Sequence[KnownPeer], wall_now: float) -> None:
             name=known.name,
             addresses=known.addresses[:ADDRESSES_MAX],
             last_seen=wall_now - known.unseen_for,
+            record=known.record,
         )
         for known in newest
     )
@@ -78,7 +80,13 @@ def load(path: Path, wall_now: float) -> list[KnownPeer]:
         log.warning("the known peers in %s are damaged (%s); kept as %s, going on without them", path, error, aside)
         return []
     return [
-        KnownPeer(peer=line.peer, name=line.name, addresses=line.addresses, unseen_for=max(0.0, wall_now - line.last_seen))
+        KnownPeer(
+            peer=line.peer,
+            name=line.name,
+            addresses=line.addresses,
+            unseen_for=max(0.0, wall_now - line.last_seen),
+            record=line.record,
+        )
         for line in lines[:MEMBERS_MAX]
         if is_peer_id(line.peer)
     ]

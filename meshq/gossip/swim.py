@@ -26,6 +26,7 @@ Reading: Das, Gupta, Motivala: SWIM, 2002; Dadgar et al.: Lifeguard, arXiv:1707.
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, assert_never
 
@@ -254,7 +255,8 @@ class Swim:
 
     def known_peers(self, now: float) -> tuple[KnownPeer, ...]:
         """For the snapshot: everybody who is alive or failed, and who is still only remembered."""
-        return (*self._roster.known(now), *self._remembered.known(now))
+        known = (replace(each, record=self.record(each.peer) or b"") for each in self._roster.known(now))
+        return (*known, *self._remembered.known(now))
 
     def check(self) -> None:
         """Assert every invariant."""

@@ -58,7 +58,7 @@ class ControlApi:
                 web.get("/v1/tasks/{task}/wait", self._wait),
                 web.get("/v1/tasks/{task}/log", self._log),
                 web.get("/v1/tasks/{task}/outputs", self._outputs),
-                web.get("/v1/tasks/{task}/outputs/{path:.+}", self._output),
+                web.get("/v1/tasks/{task}/outputs/{path:[\\s\\S]+}", self._output),
                 web.post("/v1/tasks/{task}/cancel", self._cancel),
                 web.post("/v1/tasks/{task}/retry", self._retry),
                 web.post("/v1/objects/missing", self._missing),

@@ -309,8 +309,8 @@ class Desk:
     def _result(self, reference: str) -> tuple[Fence, PeerId]:
         """The attempt whose outputs are the task's: the result, else the last one that ended with its own code."""
         row = self._resolve(reference)
-        view = documents.decisive(row)
-        if view is None or view.ended_at is None:
+        view = documents.attempt_with_outputs(row)
+        if view is None:
             raise TaskFailed(f"task {row.task} has no finished attempt, so there are no outputs yet")
         return view.fence, view.peer
 

@@ -6,14 +6,14 @@ Times are ISO 8601 in UTC, unknown is null, peers appear by their names. Fields 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, assert_never
 
 from meshq import codec
 from meshq.gossip.member import Address, Member
-from meshq.ids import PeerId, split_fence
+from meshq.ids import Dot, PeerId, split_fence
 from meshq.ledger import holder
 from meshq.ledger.row import Row
-from meshq.task import Gpu, Status, Telemetry
+from meshq.task import EndKind, Gpu, Outcome, Status, Telemetry
 
 Document = dict[str, Any]
 Names = Callable[[PeerId], str]
@@ -109,51 +109,104 @@ def _queue_document(name: str, counted: Mapping[Status, int], peers: int, oldest
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Story:
+    """What stands for the whole task: the attempt that decided it, or has it now, and its times and code."""
+
+    status: Status
+    attempt: holder.AttemptView | None = None
+    outcome: Outcome | None = None
+    started_at: float | None = None
+    ended_at: float | None = None
+    exit_code: int | None = None
+
+
+def story(row: Row) -> Story:
+    """Read the row once for everything that a document says of the task as a whole."""
+    reading = holder.read(row)
+    status = reading.status
+    views = {split_fence(view.fence)[1]: view for view in holder.attempts(row)}
+    decisive = _decisive(reading, status)
+    view = views.get(decisive) if decisive is not None else None
+    outcome = reading.ended.get(decisive) if decisive is not None else None
+    if not status.final:
+        return Story(status=status, attempt=view, started_at=view.started_at if view is not None else None)
+    ended_at = view.ended_at if view is not None else None
+    if status is Status.CANCELLED and ended_at is None and reading.cancel is not None:
+        ended_at = reading.cancel.at  # it never ran
+    return Story(
+        status=status,
+        attempt=view,
+        outcome=outcome,
+        started_at=view.started_at if view is not None else None,
+        ended_at=ended_at,
+        exit_code=outcome.exit_code if outcome is not None else None,
+    )
+
+
+def _decisive(reading: holder.Reading, status: Status) -> Dot | None:
+    """The claim of the attempt that stands for the task; None for one that waits, or was cancelled before it ran."""
+    in_order = sorted(reading.claims, key=lambda dot: reading.claims[dot].attempt)
+    last = {end.kind: dot for dot in in_order if (end := reading.ended.get(dot)) is not None}
+    match status:
+        case Status.SUCCEEDED:
+            return reading.result[0] if reading.result is not None else None
+        case Status.FAILED:
+            return last.get(EndKind.FAILED) or (in_order[-1] if in_order else None)
+        case Status.CANCELLED:
+            return last.get(EndKind.CANCELLED)
+        case Status.CLAIMED | Status.PREPARING | Status.RUNNING:
+            return reading.holder or next((dot for dot in reading.live if dot in reading.started), None)
+        case Status.QUEUED | Status.WAITING:
+            return None
+        case _:
+            assert_never(status)
+
+
 def task_summary(row: Row, names: Names, *, position: int | None, reason: str | None) -> Document:
     """One element of `tasks`: everything of `show` but `spec`, `parameters` and `outputs`."""
-    attempts = holder.attempts(row)
-    status = holder.status(row)
-    decided = decisive(row)
-    started = [attempt.started_at for attempt in attempts if attempt.started_at]
+    return _summary(row, story(row), names, position, reason)
+
+
+def _summary(row: Row, told: Story, names: Names, position: int | None, reason: str | None) -> Document:
     return {
         "id": row.task,
         "name": row.spec.name,
         "queue": row.queue.value,
-        "status": status.value,
+        "status": told.status.value,
         "priority": row.priority.value,
         "position": position,
         "submitted_by": row.spec.submitted_by,
         "submitted_at": iso(row.spec.submitted_at),
-        "started_at": iso(decided.started_at if decided else (started[-1] if started else None)),
-        "ended_at": iso(decided.ended_at if decided and status.final else None),
-        "exit_code": decided.exit_code if decided and status.final else None,
+        "started_at": iso(told.started_at),
+        "ended_at": iso(told.ended_at),
+        "exit_code": told.exit_code,
         "reason": reason,
         "retry_of": row.spec.retry_of,
-        "attempts": [_attempt_document(attempt, names) for attempt in attempts],
+        "attempts": [_attempt_document(attempt, names) for attempt in holder.attempts(row)],
     }
 
 
 def task_document(row: Row, names: Names, *, position: int | None, reason: str | None) -> Document:
-    """What `show` prints."""
-    result = holder.result(row)
-    outputs = result[1].outputs if result is not None else ()
-    spec: Document = codec.to_plain(row.spec)
-    return task_summary(row, names, position=position, reason=reason) | {
+    """What `show` prints. Also an attempt that failed has outputs: a checkpoint is what one looks for then."""
+    told = story(row)
+    outputs = told.outcome.outputs if told.outcome is not None else ()
+    spec: Document = codec.to_plain(row.spec) | {"submitted_at": iso(row.spec.submitted_at)}
+    return _summary(row, told, names, position, reason) | {
         "spec": spec,
         "parameters": {},
         "outputs": [{"path": output.path, "bytes": output.bytes} for output in outputs],
-        "outputs_total": result[1].outputs_total if result is not None else 0,
+        "outputs_total": told.outcome.outputs_total if told.outcome is not None else 0,
     }
 
 
-def decisive(row: Row) -> holder.AttemptView | None:
-    """The attempt whose numbers are the task's: the result's, else the last one that failed, else the last one."""
-    attempts = holder.attempts(row)
-    result = holder.result(row)
-    if result is not None:
-        return next((each for each in attempts if split_fence(each.fence)[1] == result[0]), None)
-    failed = [each for each in attempts if each.status == "failed"]
-    return failed[-1] if failed else (attempts[-1] if attempts else None)
+def attempt_with_outputs(row: Row) -> holder.AttemptView | None:
+    """The attempt whose outputs are the task's: the one that decided it, else the last one that started and ended."""
+    told = story(row)
+    if told.outcome is not None and told.attempt is not None:
+        return told.attempt
+    over = [view for view in holder.attempts(row) if view.started_at is not None and view.ended_at is not None]
+    return over[-1] if over else None
 
 
 def _attempt_document(attempt: holder.AttemptView, names: Names) -> Document:
@@ -171,15 +224,14 @@ def _attempt_document(attempt: holder.AttemptView, names: Names) -> Document:
 
 def wait_document(row: Row, names: Names, reason: str | None) -> Document:
     """What a waiter needs: whether it is over, and with which code."""
-    status = holder.status(row)
-    decided = decisive(row)
+    told = story(row)
     return {
         "id": row.task,
-        "status": status.value,
-        "final": status.final,
-        "exit_code": decided.exit_code if decided and status.final else None,
-        "timed_out": bool(decided and status is Status.FAILED and decided.timed_out),
+        "status": told.status.value,
+        "final": told.status.final,
+        "exit_code": told.exit_code,
+        "timed_out": told.status is Status.FAILED and told.outcome is not None and told.outcome.timed_out,
         "reason": reason,
-        "attempt": decided.number if decided else None,
-        "peer": names(decided.peer) if decided else None,
+        "attempt": told.attempt.number if told.attempt is not None else None,
+        "peer": names(told.attempt.peer) if told.attempt is not None else None,
     }

@@ -21,6 +21,7 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -253,8 +254,9 @@ class _Watched(asyncio.Protocol):
         self._handler.connection_lost(error)
 
     def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
+        if self._transport is not None and not self.lost.done():
+            with suppress(AttributeError):  # Python 3.11.2: a transport that was closed twice has let go of its TLS
+                self._transport.abort()
 
     def _too_slow(self) -> None:
         self._counters["no request in time"] += 1

@@ -62,7 +62,7 @@ class PeerApi:
                 web.post("/objects/get", self._objects_get),
                 web.get("/attempts/{fence}/log", self._log),
                 web.get("/attempts/{fence}/outputs", self._outputs),
-                web.get("/attempts/{fence}/outputs/{path:.+}", self._output),
+                web.get("/attempts/{fence}/outputs/{path:[\\s\\S]+}", self._output),
                 web.post("/attempts/{fence}/keep", self._keep),
             ]
         )

@@ -126,7 +126,7 @@ class ExecShell:
         if not left:
             self._peer.mesh.watcher.counts["sources_missed"] += 1
             reason = "no peer has the source"
-            self.perform(self.worker.handle_preparation_failed(self.now, claimed.fence, reason, True))
+            self.perform(self.worker.handle_preparation_failed(self.now, claimed.fence, reason, True, True))
             return
 
         def answered(has_it: object) -> None:

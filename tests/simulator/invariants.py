@@ -9,12 +9,12 @@ tests of their own).
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from meshq.exec.worker import Exited
 from meshq.gossip.member import Member
-from meshq.ids import ACTOR_PEER_CHARS, Dot, Fence, PeerId, TaskId, split_fence
+from meshq.ids import ACTOR_PEER_CHARS, Dot, Fence, ObjectId, PeerId, TaskId, split_fence
 from meshq.ledger.core import Ledger
 from meshq.ledger.holder import Reading, read
 from meshq.ledger.placement import could_ever
@@ -251,8 +251,13 @@ def _may_follow(before: Reading, now: Reading) -> bool:
     return now.status is Status.SUCCEEDED or now.running or (before.status, now.status) == (Status.FAILED, Status.CANCELLED)
 
 
-def final_checks(watcher: Watcher, alive: dict[str, Ledger], telemetry: Sequence[Telemetry]) -> None:
-    """P1, P4, P5, I2 and I4, over the ledgers of all agents that live in the end, by the names of their machines."""
+def final_checks(
+    watcher: Watcher, alive: dict[str, Ledger], telemetry: Sequence[Telemetry], sources: Collection[ObjectId]
+) -> None:
+    """P1, P4, P5, I2 and I4, over the ledgers of all agents that live in the end, by the names of their machines.
+
+    `sources` are those that one of them has.
+    """
     first, *others = alive.values()
     for place, core in alive.items():
         core.check()
@@ -269,7 +274,10 @@ def final_checks(watcher: Watcher, alive: dict[str, Ledger], telemetry: Sequence
             watcher.fail(f"P1: {task} was acknowledged and is gone", task)
     for task, row in rows.items():
         watcher.check_result("", task, row, [read(core_row) for core in alive.values() if (core_row := core.row(task))])
-        runnable = any(could_ever(row.spec.needs, row.queue.value, told) for told in telemetry)
+        commit = row.spec.source.commit
+        runnable = (commit is None or commit in sources) and any(
+            could_ever(row.spec.needs, row.queue.value, told) for told in telemetry
+        )
         if runnable and not read(row).status.final:
             watcher.fail(f"L3: a task that {len(alive)} peers could run is {read(row).status}", task)
     watcher.check_finished(alive)

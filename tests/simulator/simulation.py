@@ -349,12 +349,19 @@ class Simulation:
 
     def _is_done(self, task: TaskId) -> bool:
         rows = [row for peer in self.running() if (row := peer.core.row(task)) is not None]
-        could = any(peer.gpus >= rows[0].spec.needs.gpus for peer in self.running())
+        commit = rows[0].spec.source.commit
+        could = any(peer.gpus >= rows[0].spec.needs.gpus for peer in self.running()) and (
+            commit is None or commit in self._sources()
+        )
         return all(not read(row).live and (read(row).status.final or not could) for row in rows)
+
+    def _sources(self) -> set[ObjectId]:
+        """What can be fetched from somebody. A task whose only source went with its machine waits, and says why."""
+        return {commit for peer in self.running() for commit in peer.machine.disk.sources}
 
     def _report(self, calm_seconds: float) -> Report:
         alive = {peer.name: peer.core for peer in self.running()}
-        final_checks(self.watcher, alive, [peer.peers.telemetry(peer.id) for peer in self.running()])
+        final_checks(self.watcher, alive, [peer.peers.telemetry(peer.id) for peer in self.running()], self._sources())
         self._check_faults()
         claims = self.watcher.counts["claim"]
         report = Report(

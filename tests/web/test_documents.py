@@ -1,0 +1,105 @@
+"""The documents of the contract, as functions of rows: what stands for the task as a whole."""
+
+from typing import Any
+
+import pytest
+
+from meshq.ids import Dot, PeerId
+from meshq.ledger.row import Cancel, Claim, Ended, Fact, Lost, Row, Started
+from meshq.task import EndKind, OutputFile, Status
+from meshq.web import documents
+from tests.ledger.builders import dot, outcome, peer, row
+
+OUTPUT = OutputFile(path="checkpoint", bytes=3, sha256="0" * 64)
+B1, B2, C1, C2 = dot("b", 1), dot("b", 2), dot("c", 1), dot("c", 2)
+
+
+def names(who: PeerId) -> str:
+    return {peer("b"): "bob", peer("c"): "cyd"}[who]
+
+
+def claimed(at: Dot, name: str, attempt: int, seen: dict[str, int]) -> tuple[Dot, Fact]:
+    return at, Claim(attempt=attempt, peer=peer(name), seen={dot(who, 1).actor: seq for who, seq in seen.items()})
+
+
+def running_on_b(*more: tuple[Dot, Fact]) -> Row:
+    return row(claimed(B1, "b", 1, {"a": 1}), (B2, Started(claim=B1, at=5.0)), *more)
+
+
+def ended_on_b(kind: EndKind, **fields: Any) -> Row:
+    return running_on_b((dot("b", 3), Ended(claim=B1, outcome=outcome(kind, started_at=5.0, ended_at=9.0, **fields))))
+
+
+def shown(of: Row) -> documents.Document:
+    return documents.task_document(of, names, position=None, reason=None)
+
+
+def test_a_task_that_waits_has_no_times_of_its_own() -> None:
+    document = shown(row())
+    assert (document["status"], document["started_at"], document["ended_at"], document["exit_code"]) == (
+        "queued",
+        None,
+        None,
+        None,
+    )
+    assert document["submitted_at"] == document["spec"]["submitted_at"] == "1970-01-01T00:00:01.000Z"
+
+
+def test_a_running_task_has_the_times_of_the_attempt_that_holds_it() -> None:
+    document = shown(running_on_b())
+    assert (document["status"], document["started_at"], document["ended_at"]) == ("running", "1970-01-01T00:00:05.000Z", None)
+    assert [(each["peer"], each["status"]) for each in document["attempts"]] == [("bob", "running")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "code"),
+    [(EndKind.SUCCEEDED, Status.SUCCEEDED, 0), (EndKind.FAILED, Status.FAILED, 1)],
+)
+def test_also_a_failed_task_shows_its_outputs(kind: EndKind, status: Status, code: int) -> None:
+    document = shown(ended_on_b(kind, outputs=(OUTPUT,), outputs_total=1))
+    assert (document["status"], document["exit_code"], document["ended_at"]) == (status.value, code, "1970-01-01T00:00:09.000Z")
+    assert (document["outputs"], document["outputs_total"]) == ([{"path": "checkpoint", "bytes": 3}], 1)
+
+
+def test_a_task_that_was_cancelled_while_it_waited_ended_then() -> None:
+    document = shown(row((C1, Cancel(by="ann@a", at=7.0))))
+    assert (document["status"], document["ended_at"], document["exit_code"]) == ("cancelled", "1970-01-01T00:00:07.000Z", None)
+
+
+def test_a_task_that_was_cancelled_after_it_lost_its_machine_has_not_that_attempts_code() -> None:
+    lost = running_on_b((C1, Lost(claim=B1, at=6.0)), (C2, Cancel(by="ann@a", at=7.0)))
+    document = shown(lost)
+    assert (document["status"], document["started_at"], document["ended_at"]) == ("cancelled", None, "1970-01-01T00:00:07.000Z")
+    assert documents.attempt_with_outputs(lost) is not None, "what it wrote before may still be fetched"
+
+
+def test_a_wait_answers_with_code_and_time_limit() -> None:
+    answer = documents.wait_document(ended_on_b(EndKind.FAILED, timed_out=True), names, "time limit")
+    assert (answer["final"], answer["exit_code"], answer["timed_out"], answer["peer"], answer["attempt"]) == (
+        True,
+        1,
+        True,
+        "bob",
+        1,
+    )
+    waiting = documents.wait_document(row(), names, None)
+    assert (waiting["final"], waiting["exit_code"], waiting["attempt"], waiting["peer"]) == (False, None, None, None)
+
+
+def test_a_summary_has_all_but_what_is_large() -> None:
+    whole = shown(running_on_b())
+    summary = documents.task_summary(running_on_b(), names, position=None, reason=None)
+    assert set(whole) - set(summary) == {"spec", "parameters", "outputs", "outputs_total"}
+    assert {key: whole[key] for key in summary} == summary
+
+
+def test_queues_are_those_that_are_served_and_those_that_have_tasks() -> None:
+    rows = [(row(), Status.QUEUED), (ended_on_b(EndKind.SUCCEEDED), Status.SUCCEEDED)]
+    listed = documents.queue_documents(rows, {"default": 2, "gpu": 1}, 11.0)
+    figures = [(each["name"], each["queued"], each["succeeded"], each["peers"]) for each in listed]
+    assert figures == [("default", 1, 1, 2), ("gpu", 0, 0, 1)]
+    assert listed[0]["oldest_wait_seconds"] == 10.0
+
+
+def test_a_time_that_no_calendar_has_is_unknown() -> None:
+    assert documents.iso(1e300) is None
