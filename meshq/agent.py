@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -96,6 +97,7 @@ class Agent:
         self._stop = asyncio.Event()
         self._failure: MeshqError | None = None
         self._draining = False
+        self._counters_own: Counter[str] = Counter()
         self._views_due = False
         self._loop_tasks: set[asyncio.Task[Any]] = set()
         self._gpus_allowed = gpus_allowed(self.settings)
@@ -406,9 +408,13 @@ class Agent:
         await self.ledger.ended(fence, outcome)
         self.exec.reported(fence)
         self.changes.notify(THE_MESH)
+        for opened in await asyncio.to_thread(cookie.mend_modes, self.home, self._group):
+            log.warning("after attempt %s %s: others could have read it; if they may not, start a new mesh", fence, opened)
+            self._counters_own["home opened to others"] += 1
         others = self.peers.others_alive() if outcome.started_at is not None else []
         if others and await self.transfers.offer_copy(fence, claimants(TaskId(fence), 1, others)) is None:
             log.warning("no other peer keeps a copy of the log and outputs of attempt %s", fence)
+            self._counters_own["attempts without a copy"] += 1
 
     def _capacity_changed(self) -> None:
         telemetry = self._telemetry()
@@ -472,6 +478,7 @@ class Agent:
     def _counters(self) -> dict[str, int]:
         """Everything that was refused, dropped or repeated anywhere in this process."""
         named: dict[str, Mapping[Any, int]] = {
+            "agent": self._counters_own,
             "gossip": self.gossip.stats(),
             "packets": self._opener.counters,
             "ledger": self._ledger_core.counters,

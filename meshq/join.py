@@ -5,6 +5,12 @@ they never stand in arguments or environment). Then it finds out which mesh is m
 and becomes the agent, or starts it in the background and waits until it is a member.
 """
 
+if __name__ == "__main__":
+    from meshq import startup
+
+    startup.interrupts_end()  # the imports below take half a second
+    startup.open_streams()
+
 import asyncio
 import fcntl
 import json
@@ -23,7 +29,7 @@ from typing import Any, Final, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from meshq import agent, config, settings
+from meshq import agent, config, settings, startup
 from meshq.config import Home
 from meshq.errors import ERROR_KINDS, MeshqError, StoreError, TaskFailed, Unreachable, UsageError
 from meshq.gossip.discovery import look_around, resolve_seed
@@ -53,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Entry point; ends the process with the contract's exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        startup.interrupts_raise()
         hardening.hide_process()  # before the key is read
         options = _read_options(arguments)
         home = config.home_from_environment()
@@ -63,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         report(error)
         code = error.exit_code
     except KeyboardInterrupt:
-        code = 130
+        code = startup.EXIT_INTERRUPTED
+    startup.interrupts_end()
     sys.exit(code)
 
 

@@ -2,9 +2,16 @@
 
 import sys
 
+from meshq import startup
+
 
 def main() -> None:
     """The entry point of `meshq`."""
-    from meshq.cli.boundary import run
+    startup.interrupts_end()
+    closed = startup.open_streams()
+    from meshq.cli import boundary, screen
 
-    sys.exit(run(sys.argv[1:]))
+    screen.guard_stdout()
+    code = boundary.refuse_closed_stdout() if "stdout" in closed else boundary.run(sys.argv[1:])
+    startup.interrupts_end()
+    sys.exit(code)

@@ -4,7 +4,6 @@ Exit codes (contract): 0 done, 1 it failed, 2 wrong usage, 69 no agent or peer r
 limit, 130 detached while the task goes on.
 """
 
-import contextlib
 import os
 import re
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from meshq import startup
 from meshq.cli import screen
 from meshq.errors import MeshqError, UsageError
 
@@ -26,15 +26,33 @@ _SUGGESTION = re.compile(r"\s*(?:Did you mean (?:one of: )?(?P<one>.*?)\?|\(Poss
 def run(args: Sequence[str]) -> int:
     """Run the command and say what went wrong, if anything did; its exit code."""
     try:
+        return _attempt(args)
+    except KeyboardInterrupt:
+        return EXIT_DETACHED
+    except BrokenPipeError:  # whoever read our output has enough of it
+        startup.abandon_stdout()
+        return 1
+    except screen.StdoutRefused as error:
+        startup.abandon_stdout()  # the document of the failure, too, would be refused
+        screen.fail(error.code, error.message, error.hint)
+        return error.exit_code
+
+
+def refuse_closed_stdout() -> int:
+    """Say that nothing is done, rather than do it and lose its answer; the exit code."""
+    screen.fail("store", "standard output is closed, so nothing was done", "redirect it, to /dev/null if nobody shall read it")
+    return 1
+
+
+def _attempt(args: Sequence[str]) -> int:
+    """Run the command and say what went wrong; raises only what concerns stdout, and KeyboardInterrupt."""
+    try:
         return _invoke(args)
+    except (BrokenPipeError, screen.StdoutRefused):
+        raise
     except MeshqError as error:
         screen.fail(error.code, error.message, error.hint)
         return error.exit_code
-    except KeyboardInterrupt:
-        return EXIT_DETACHED
-    except BrokenPipeError:
-        _abandon_stdout()
-        return 1
     except Exception as error:
         return _report_bug(error, args)
 
@@ -44,6 +62,7 @@ def _invoke(args: Sequence[str]) -> int:
 
     from meshq.cli.app import command
 
+    startup.interrupts_raise()
     try:
         parser = command(completion=not args or args[0].startswith("-") or _COMPLETING in os.environ)
         code = parser.main(list(args) or ["--help"], prog_name="meshq", standalone_mode=False)
@@ -81,12 +100,6 @@ def _usage_error(text: str, help_of: str) -> UsageError:
     text = _QUOTED.sub(r"`\1`", text.strip().rstrip("."))
     text = re.sub(r": (-{1,2}[\w-]+)$", r" `\1`", text)
     return UsageError(text[:1].lower() + text[1:], advice)
-
-
-def _abandon_stdout() -> None:
-    """Whoever read our output has gone: don't fail once more when Python flushes at exit."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report_bug(error: Exception, args: Sequence[str]) -> int:

@@ -6,6 +6,7 @@ for arguments and environment can be read by others.
 
 import json as json_codec
 import os
+import signal
 import stat
 import sys
 from pathlib import Path
@@ -209,7 +210,11 @@ def _become_agent(options: dict[str, Any]) -> NoReturn:
     environment = {name: value for name, value in os.environ.items() if name != "MESHQ_KEY"}
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(sys.executable, [sys.executable, "-m", "meshq.join", "--options-fd", str(reading)], environment)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))  # Ctrl-C waits until the new program can be quiet about it
+    try:
+        os.execve(sys.executable, [sys.executable, "-m", "meshq.join", "--options-fd", str(reading)], environment)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
 
 
 def leave(

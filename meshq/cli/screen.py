@@ -4,18 +4,48 @@ Colour only for a terminal, and never with `NO_COLOR`. A pipe gets whole lines, 
 grammar: a sentence without full stop, literals in backticks, what to do next as a hint of its own.
 """
 
+import contextlib
+import io
 import json
 import os
 import shutil
 import sys
-from typing import Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
+from meshq.errors import StoreError
 from meshq.terminal import harmless
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _CODES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36", "alarm": "1;31"}
 _UNLIMITED: Final = 10_000
 
 _json = False
+
+
+class StdoutRefused(StoreError):
+    """What stdout leads to takes no more: a full disk. State: the command has done its work, its answer is cut off."""
+
+
+class _GuardedStdout(io.FileIO):
+    """Descriptor 1; tells a failure of its own from every other OSError."""
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise StdoutRefused(f"cannot write to standard output: {error.strerror}") from None
+
+
+def guard_stdout() -> None:
+    """Have every failure to write to stdout raise StdoutRefused, or BrokenPipeError if its reader has gone."""
+    plain = sys.stdout
+    if isinstance(plain, io.TextIOWrapper):
+        buffer = io.BufferedWriter(_GuardedStdout(1, "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(buffer, plain.encoding, plain.errors, line_buffering=plain.line_buffering)
 
 
 def choose_json(chosen: bool) -> bool:
@@ -87,9 +117,14 @@ def fail(code: str, message: str, advice: str) -> None:
 def progress(message: str) -> None:
     """What is being done right now: for people who watch, not for files."""
     if is_terminal(sys.stderr):
-        print(painted(message, "dim", sys.stderr), file=sys.stderr, flush=True)
+        _print_on_stderr(painted(message, "dim", sys.stderr))
 
 
 def _remark(kind: str, style: str, message: str) -> None:
     sys.stdout.flush()
-    print(f"{painted(kind, style, sys.stderr)}: {harmless(message)}", file=sys.stderr, flush=True)
+    _print_on_stderr(f"{painted(kind, style, sys.stderr)}: {harmless(message)}")
+
+
+def _print_on_stderr(text: str) -> None:
+    with contextlib.suppress(OSError):  # there is nowhere left to say it
+        print(text, file=sys.stderr, flush=True)

@@ -40,6 +40,39 @@ def prepare_home(home: Home, group: str | None = None) -> int | None:
     return gid
 
 
+def mend_modes(home: Home, group: int | None = None) -> list[str]:
+    """Take back what was opened to others since `prepare_home`; what it was, in words.
+
+    Landlock keeps a task from reading or replacing these files, but not from a `chmod`: no rule of it covers that. So the
+    agent looks after each attempt. It narrows the time in which another user of the machine could read the key.
+    """
+    own, shared = 0o700, 0o750 if group is not None else 0o700
+    wanted = {
+        home.root: 0o710 if group is not None else own,
+        home.key.parent: own,
+        home.socket.parent: shared,
+        home.attempts: own,
+        home.kept: own,
+        home.key: secret_file.OWNER_ONLY,
+        home.identity: secret_file.OWNER_ONLY,
+        home.cookie: secret_file.OWNER_ONLY if group is None else secret_file.OWNER_AND_GROUP,
+    }
+    mended = []
+    for path, mode in wanted.items():
+        try:
+            found = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue  # the next start of the agent says what is wrong with it
+        try:
+            now = stat.S_IMODE(os.fstat(found).st_mode)
+            if now != mode:
+                os.fchmod(found, mode)
+                mended.append(f"{path} had mode {now:04o}")
+        finally:
+            os.close(found)
+    return mended
+
+
 def make_cookie(home: Home, group: int | None = None) -> str:
     """A new cookie, written where the command line finds it. With `group` (a gid) its members may read it."""
     cookie = secrets.token_hex(COOKIE_BYTES)

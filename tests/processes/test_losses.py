@@ -75,7 +75,8 @@ def test_a_task_that_waits_survives_the_loss_of_all_agents(mesh: Mesh) -> None:
     for task in tasks:
         document = bob.wait_until(task, *FINAL)
         assert document["status"] == "succeeded"
-        assert len(document["attempts"]) == 1
+        # Both machines become free in the same moment and may bid for the same task: one of the bids is then superseded.
+        assert [attempt["status"] for attempt in document["attempts"] if attempt["started_at"]] == ["succeeded"]
     assert len(gate.starts()) == 4
 
 

@@ -16,7 +16,7 @@ import pytest
 from meshq import control
 from meshq.config import Home
 from meshq.errors import StoreError, UsageError
-from meshq.trust import cookie, hardening, secret_file
+from meshq.trust import cookie, hardening, keys, secret_file
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="plays several users, which needs root")
 NOBODY = 65534
@@ -336,3 +336,21 @@ def test_peer_credentials_are_those_of_the_other_process() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         assert hardening.peer_credentials(ours) == (os.getpid(), os.geteuid(), os.getegid())
+
+
+def test_what_a_task_opened_to_others_is_closed_again_and_told(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    cookie.prepare_home(home)
+    keys.write(home.key, keys.generate())
+    cookie.make_cookie(home)
+    assert cookie.mend_modes(home) == []
+    for path, mode in ((home.root, 0o777), (home.key.parent, 0o755), (home.key, 0o644), (home.cookie, 0o666)):
+        path.chmod(mode)
+    assert cookie.mend_modes(home) == [
+        f"{home.root} had mode 0777",
+        f"{home.key.parent} had mode 0755",
+        f"{home.key} had mode 0644",
+        f"{home.cookie} had mode 0666",
+    ]
+    assert cookie.mend_modes(home) == []
+    assert cookie.prepare_home(home) is None, "the next start finds nothing wrong"
