@@ -126,7 +126,7 @@ class Task:
 
     def follow(self) -> Iterator[bytes]:
         """What it writes, as it comes, until it is over."""
-        return self._client.follow_log(self.id)
+        return (piece.data for piece in self._client.follow_log(self.id) if piece.data)
 
     def show(self) -> TaskDocument:
         """What `meshq show --json` prints."""

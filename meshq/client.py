@@ -29,6 +29,7 @@ from meshq.documents import (
     WaitDocument,
 )
 from meshq.errors import ERROR_KINDS, MeshqError, Unreachable
+from meshq.pieces import FrameReader, Piece, decode_piece
 
 T = TypeVar("T")
 
@@ -37,7 +38,7 @@ SUBMIT_SECONDS: Final = 900.0  # the agent answers when the source is on other m
 WAIT_SECONDS: Final = 60.0  # of one long poll, the most that the agent allows
 RECONNECT_SECONDS: Final = 60.0  # an agent is upgraded or restarted in less
 RECONNECT_PAUSE_SECONDS: Final = 0.5
-RECONNECTS_MAX: Final = 20  # in a row without a single byte: then it is no restart
+RECONNECTS_MAX: Final = 20  # in a row, soon and without a single byte: then it is no restart
 ANSWER_BYTES_MAX: Final = 64 * 2**20  # the list of 100,000 tasks has 40 MB
 EXIT_TIMED_OUT: Final = 124
 EXIT_UNKNOWN: Final = 1
@@ -152,35 +153,39 @@ class Client:
                 return answer
             task = answer["id"]  # a name may be given again while we wait
 
-    def log(self, task: str, *, attempt: int | None = None, tail: int | None = None, follow: bool = False) -> Iterator[bytes]:
-        """The log's bytes as they come: what there is, or with `follow` until the task is over."""
-        query = _query(attempt=attempt, tail=tail, follow=1 if follow else None)
-        yield from self._stream(_task_path(task, "log") + query, None if follow else ANSWER_SECONDS)
+    def log(self, task: str, *, attempt: int | None = None, tail: int | None = None) -> Iterator[bytes]:
+        """What there is of the log of one attempt."""
+        yield from self._stream(_task_path(task, "log") + _query(attempt=attempt, tail=tail), ANSWER_SECONDS)
 
-    def follow_log(self, task: str, *, tail: int | None = None) -> Iterator[bytes]:
-        """As `log(follow=True)`, but goes on where it was when the agent is restarted meanwhile.
+    def follow_log(self, task: str, *, attempt: int | None = None, tail: int | None = None) -> Iterator[Piece]:
+        """The log of every attempt as it comes, until the task is over; with `attempt` of that one alone.
 
-        If another attempt has begun by then, its log is given from its beginning: rather twice than not at all.
+        Goes on exactly where it was when the agent is restarted meanwhile.
         """
-        attempt = self.wait(task, 0)["attempt"]
-        seen, failures = 0, 0
+        task = self.patient(functools.partial(self.wait, task, 0))["id"]  # a name may be given again while we follow
+        position: str | None = None
+        failures = 0
         while True:
-            skip = seen
+            began = time.monotonic()
+            query = {"follow": 1, "attempt": attempt} | ({"from": position} if position else {"tail": tail})
             try:
-                for chunk in self.log(task, tail=tail if seen == 0 else None, follow=True):
-                    fresh, skip = chunk[skip:], max(0, skip - len(chunk))
-                    seen += len(fresh)
-                    failures = 0 if fresh else failures
-                    yield fresh
+                for piece in self._pieces(_task_path(task, "log") + _query(**query)):
+                    position = f"{piece.fence}:{piece.end}"
+                    failures = 0 if piece.data else failures
+                    yield piece
                 return
             except AgentGone:
-                failures += 1
+                failures = failures + 1 if time.monotonic() - began < RECONNECT_SECONDS else 0
                 if failures > RECONNECTS_MAX:
                     raise
                 time.sleep(RECONNECT_PAUSE_SECONDS)
-            latest = self.patient(functools.partial(self.wait, task, 0))["attempt"]
-            if latest != attempt:
-                attempt, seen = latest, 0
+            self.patient(functools.partial(self.wait, task, 0))
+
+    def _pieces(self, path: str) -> Iterator[Piece]:
+        reader = FrameReader()
+        for data in self._stream(path, None):
+            for header, content in reader.feed(data):
+                yield decode_piece(header, content)
 
     def outputs(self, task: str) -> OutputsDocument:
         return cast(OutputsDocument, self._get(_task_path(task, "outputs")))
@@ -211,9 +216,7 @@ class Client:
     def _json(self, method: str, path: str, body: bytes | None, kind: str, answer_seconds: float | None) -> Any:
         with self._failures(answer_seconds):
             response = self._send(method, path, body, kind, answer_seconds)
-            data = response.read(ANSWER_BYTES_MAX)
-            if response.length and len(data) < ANSWER_BYTES_MAX:  # read(n) does not tell a cut connection from the end
-                raise http.client.IncompleteRead(data, response.length)
+            data = _whole(response)
             self._used_at = time.monotonic()
         return _decoded(response.status, data)
 
@@ -222,7 +225,7 @@ class Client:
             with self._failures(answer_seconds):
                 response = self._send("GET", path, None, "", answer_seconds)
                 if response.status >= 400:
-                    _decoded(response.status, response.read(ANSWER_BYTES_MAX))
+                    _decoded(response.status, _whole(response))
                 while chunk := response.read1(LOG_CHUNK_BYTES):
                     yield chunk
                 if response.length:  # read1 does not tell a cut connection from the end
@@ -279,6 +282,14 @@ def exit_code(result: WaitDocument) -> int:
     if result["status"] == "succeeded":
         return 0
     return result["exit_code"] or EXIT_UNKNOWN
+
+
+def _whole(response: http.client.HTTPResponse) -> bytes:
+    """The body. IncompleteRead if the connection was cut in its middle, of which `read` with a limit says nothing."""
+    data = response.read(ANSWER_BYTES_MAX)
+    if response.length and len(data) < ANSWER_BYTES_MAX:
+        raise http.client.IncompleteRead(data, response.length)
+    return data
 
 
 def _decoded(status: int, data: bytes) -> Any:

@@ -29,7 +29,7 @@ from typing import Any, Final, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from meshq import agent, config, settings, startup
+from meshq import agent, config, machine, settings, startup
 from meshq.config import Home
 from meshq.errors import ERROR_KINDS, MeshqError, StoreError, TaskFailed, Unreachable, UsageError
 from meshq.gossip.discovery import look_around, resolve_seed
@@ -109,6 +109,7 @@ def _join(home: Home, options: Options) -> None:
     fresh = not home.root.exists()
     before = settings.load(home.settings)
     wanted = settings.merged(replace(before, seeds=()) if options.new else before, options.given)
+    machine.check(wanted, [name for name, value in options.given.items() if value is not None])
     cookie.prepare_home(home, wanted.group)
     lock = _take_lock(home)
     try:
@@ -284,11 +285,15 @@ def _announce(document: Mapping[str, Any], founded: str) -> None:
         print(f"STARTED A NEW MESH: {founded}.", file=sys.stderr)
         print("To add machines, copy what `meshq key` prints and run `meshq join` there.", file=sys.stderr)
     others = document["peers_alive"] - 1
-    print(
+    facts = (
         f"{document['name']} is in mesh {document['mesh']['id']} with {others} other{'s' if others != 1 else ''}, "
-        f"serves {', '.join(document['queues'])}, listens on port {document['port']}; tasks run as {document['user']}",
-        flush=True,
+        f"serves {', '.join(document['queues'])}, listens on port {document['port']}; tasks run as {document['user']}"
     )
+    try:
+        print(facts, flush=True)
+    except OSError as error:  # a full disk, a reader that has gone: no reason for the agent to end
+        startup.abandon_stdout()
+        print(f"{facts}\nwarning: cannot write to standard output: {error.strerror}", file=sys.stderr)
 
 
 def _start_in_background(home: Home, lock: int) -> Mapping[str, Any]:
@@ -309,6 +314,9 @@ def _start_in_background(home: Home, lock: int) -> Mapping[str, Any]:
         except TimeoutError:
             _end(child)
             raise TaskFailed("the agent did not become ready in time", f"see {home.log}") from None
+        except KeyboardInterrupt:
+            _end(child)  # its home is about to be taken back
+            raise
     if not line:
         raise StoreError(f"the agent ended at once with code {_end(child)}", f"see {home.root / 'agent.out'}")
     document: Mapping[str, Any] = json.loads(line)

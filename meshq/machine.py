@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,7 +11,7 @@ from typing import Final
 import psutil
 
 from meshq import config
-from meshq.errors import StoreError, TaskFailed
+from meshq.errors import StoreError, TaskFailed, UsageError
 from meshq.exec.probe import GpuReader
 from meshq.gossip.transport import open_socket
 from meshq.ids import Epoch
@@ -39,6 +40,25 @@ def measure(settings: Settings) -> Machine:
         cpus=settings.cpus or len(os.sched_getaffinity(0)),
         memory_bytes=settings.memory_bytes or psutil.virtual_memory().total,
     )
+
+
+def check(settings: Settings, given: Collection[str]) -> None:
+    """UsageError if `join` was just asked to give away what this machine does not have. Blocking, like `measure`.
+
+    Only what is `given` now: hardware that was taken out since must not keep an agent from starting again.
+    """
+    cpus, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().total
+    if "cpus" in given and settings.cpus is not None and settings.cpus > cpus:
+        raise UsageError(f"--cpus: {settings.cpus} of the {cpus} cores that this machine has")
+    if "memory_bytes" in given and settings.memory_bytes is not None and settings.memory_bytes > memory:
+        raise UsageError(f"--memory: {settings.memory_bytes >> 20} MiB of the {memory >> 20} MiB that this machine has")
+    indices = gpu_indices(settings.gpus)
+    if "gpus" in given and indices:
+        gpus, problem = GpuReader().read(())
+        missing = [index for index in indices if index not in {gpu.index for gpu in gpus}]
+        if missing:
+            has = f"GPUs 0 to {len(gpus) - 1}" if gpus else f"no GPU ({problem or 'NVML sees none'})"
+            raise UsageError(f"--gpus: this machine has {has}, so not {', '.join(map(str, missing))}")
 
 
 def gpus_allowed(settings: Settings) -> frozenset[int] | None:

@@ -103,8 +103,13 @@ def load(path: Path) -> Settings:
         return settings
     except FileNotFoundError:
         return Settings()
-    except (OSError, ValueError, MalformedData) as error:
-        raise StoreError(f"cannot read the settings {path}: {error}", "remove the file to join with defaults") from None
+    except NotADirectoryError:
+        file = next(each for each in path.parents if each.exists())
+        raise UsageError(f"the home {path.parent} can be no folder: {file} is a file", "set MESHQ_HOME to a folder") from None
+    except OSError as error:
+        raise StoreError(f"cannot read the settings {path}: {error.strerror}", "make the file readable for you") from None
+    except (ValueError, MalformedData) as error:
+        raise StoreError(f"cannot read the settings {path}: {error}", "remove that file to join with defaults") from None
 
 
 def save(path: Path, settings: Settings) -> None:

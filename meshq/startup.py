@@ -31,6 +31,12 @@ def interrupts_raise() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def interrupts_are_late() -> None:
+    """From here on Ctrl-C changes nothing: all is done and said, and the exit code is known."""
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _end):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # else Python's own end makes it deadly once more
+
+
 def _end(number: int, frame: FrameType | None) -> None:
     os._exit(EXIT_INTERRUPTED)
 
@@ -41,7 +47,7 @@ def open_streams() -> frozenset[str]:
     for descriptor, (name, mode) in enumerate(_STREAMS):
         if name in closed:
             _to_null(descriptor)
-            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))
     return frozenset(closed)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from meshq import config, machine
-from meshq.errors import StoreError, TaskFailed
+from meshq.errors import StoreError, TaskFailed, UsageError
 from meshq.settings import Settings
 
 
@@ -51,3 +51,21 @@ def test_capacity_is_what_there_is_unless_join_said_less() -> None:
     found = machine.measure(Settings(gpus="none"))
     assert (found.slots, found.cpus) == (1, len(os.sched_getaffinity(0)))
     assert machine.measure(Settings(slots=3, cpus=1, memory_bytes=5)) == machine.Machine(slots=3, cpus=1, memory_bytes=5)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "option"),
+    [
+        (Settings(cpus=4_096), "--cpus: 4096 of the"),
+        (Settings(memory_bytes=2**50), "--memory"),
+        (Settings(gpus="0,63"), "--gpus: this machine has"),
+    ],
+)
+def test_what_the_machine_does_not_have_cannot_be_given_away(wanted: Settings, option: str) -> None:
+    with pytest.raises(UsageError, match=option):
+        machine.check(wanted, ("cpus", "memory_bytes", "gpus"))
+    machine.check(wanted, ())  # an agent whose machine lost some hardware starts all the same
+
+
+def test_all_that_the_machine_has_can_be_given_away() -> None:
+    machine.check(Settings(cpus=1, memory_bytes=1, gpus="all"), ("cpus", "memory_bytes", "gpus"))

@@ -20,6 +20,14 @@ def test_what_is_given_now_replaces_what_was_given_before() -> None:
     assert settings.merged(before, {"port": 7001, "seeds": ["a:1"]}) == Settings(name="lab-1", port=7001, seeds=("a:1",))
 
 
+@pytest.mark.parametrize("below", ["", "deeper/home"])
+def test_a_home_that_is_a_file_is_named_and_nobody_is_told_to_remove_it(tmp_path: Path, below: str) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"notes\.txt is a file") as caught:
+        settings.load(tmp_path / "notes.txt" / below / "settings.json")
+    assert caught.value.hint == "set MESHQ_HOME to a folder"
+
+
 def test_no_file_means_defaults_and_a_damaged_one_is_said(tmp_path: Path) -> None:
     path = tmp_path / "settings.json"
     assert settings.load(path) == Settings()

@@ -2,7 +2,10 @@
 
 import sys
 
-from meshq import startup
+try:
+    from meshq import startup
+except KeyboardInterrupt:  # what it imports takes a few milliseconds, too
+    sys.exit(130)
 
 
 def main() -> None:
@@ -13,5 +16,5 @@ def main() -> None:
 
     screen.guard_stdout()
     code = boundary.refuse_closed_stdout() if "stdout" in closed else boundary.run(sys.argv[1:])
-    startup.interrupts_end()
+    startup.interrupts_are_late()
     sys.exit(code)

@@ -7,7 +7,10 @@ import typer
 from meshq.cli import join, mesh, submit, tasks
 from meshq.cli.commands import Command, Group
 
-_HELP: Final = "Turn a lab's machines into one queue, without any server."
+_HELP: Final = """Turn a lab's machines into one queue, without any server.
+
+`meshq join` on each machine makes the mesh, `meshq submit SCRIPT` on any of them hands in work, and `meshq demo` shows both.
+"""
 
 
 def _version(chosen: bool) -> None:

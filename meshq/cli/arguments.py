@@ -26,6 +26,7 @@ class Split:
     arguments: tuple[str, ...] = ()  # the script's
     command: tuple[str, ...] = ()
     after_script: tuple[str, ...] = ()  # meshq's options that stood behind the script, each as it was written
+    dashes: bool = False  # whether `--` said where the script's arguments begin
 
 
 def split(args: Sequence[str], takes_value: Mapping[str, bool]) -> Split:
@@ -42,13 +43,15 @@ def split(args: Sequence[str], takes_value: Mapping[str, bool]) -> Split:
         return Split(options=options, command=tuple(args[position + 1 :]))
     script = args[position]
     after, position = _options(args, position + 1, known, strangers=False)
-    if position < len(args) and args[position] == "--":
+    dashes = position < len(args) and args[position] == "--"
+    if dashes:
         position += 1
     return Split(
         options=options + tuple(token for group in after for token in group),
         script=script,
         arguments=tuple(args[position:]),
         after_script=tuple(" ".join(group) for group in after),
+        dashes=dashes,
     )
 
 

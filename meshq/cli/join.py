@@ -37,30 +37,45 @@ def join(
         list[str] | None, typer.Option("--seed", metavar="HOST:PORT", help="A machine of the mesh. May be repeated.")
     ] = None,
     bind: Annotated[Text, typer.Option("--bind", metavar="ADDR", help="Listen on this address only.")] = None,
-    port: Annotated[Number, typer.Option("--port", metavar="P", help=f"UDP and TCP (default: {config.PORT_DEFAULT}).")] = None,
-    mdns: Annotated[bool | None, typer.Option("--mdns/--no-mdns", help="Find machines of this network by mDNS.")] = None,
+    port: Annotated[
+        Number, typer.Option("--port", metavar="P", help=f"Port for UDP and TCP (default: {config.PORT_DEFAULT}).")
+    ] = None,
+    mdns: Annotated[
+        bool | None, typer.Option("--mdns/--no-mdns", help="Find machines of this network by mDNS (default: yes).")
+    ] = None,
     new: Annotated[bool, typer.Option("--new", help="Start another mesh, whatever is in sight.")] = False,
-    queue: Annotated[list[str] | None, typer.Option("--queue", metavar="Q", help="Serve this queue. May be repeated.")] = None,
+    queue: Annotated[
+        list[str] | None,
+        typer.Option("--queue", metavar="Q", help="Serve this queue (default: default, and gpu with GPUs). May be repeated."),
+    ] = None,
     order: Annotated[
-        Text, typer.Option("--order", metavar="strict|fair", help="Queues in the order given, or in turns.")
+        Text,
+        typer.Option("--order", metavar="strict|fair", help="Serve queues in the order given, or in turns (default: strict)."),
     ] = None,
     slots: Annotated[
-        Number, typer.Option("--slots", metavar="N", help="Tasks at the same time (default: one per GPU).")
+        Number, typer.Option("--slots", metavar="N", help="Tasks at the same time (default: one per GPU, else one).")
     ] = None,
     cpus: Annotated[Number, typer.Option("--cpus", metavar="N", help="Cores for tasks (default: all).")] = None,
     memory: Annotated[Text, typer.Option("--memory", metavar="SIZE", help="Memory for tasks (default: all).")] = None,
     gpus: Annotated[Text, typer.Option("--gpus", metavar="all|none|0,1,…", help="GPUs for tasks (default: all).")] = None,
     label: Annotated[
-        list[str] | None, typer.Option("--label", metavar="K=V", help="What tasks can ask for. May be repeated.")
+        list[str] | None, typer.Option("--label", metavar="K=V", help="Label that tasks can ask for. May be repeated.")
     ] = None,
-    profile: Annotated[Text, typer.Option("--profile", metavar="lan|wan|fast", help="How quickly silence is noticed.")] = None,
+    profile: Annotated[
+        Text, typer.Option("--profile", metavar="lan|wan|fast", help="How quickly silence is noticed (default: lan).")
+    ] = None,
     group: Annotated[Text, typer.Option("--group", metavar="G", help="Let this group of users talk to the agent.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Return as soon as the agent is a member.")] = False,
     config_file: Annotated[
-        Path | None, typer.Option("--config", metavar="F", help="TOML file with the same keys; options win.")
+        Path | None,
+        typer.Option("--config", metavar="F", help="TOML file with these options as keys; what is given here wins."),
     ] = None,
 ) -> None:
-    """Make this machine part of a mesh, or start the first of one, and run its agent."""
+    """Make this machine part of a mesh, or start a new one.
+
+    Its agent runs until Ctrl-C or `meshq leave`; --detach lets it run in the background. The mesh and all settings that are
+    left out are those of the last join in this home; the defaults below hold for the first.
+    """
     given = {
         "name": name, "key-file": key_file, "seed": seed, "bind": bind, "port": port, "mdns": mdns, "new": new or None,
         "queue": queue, "order": order, "slots": slots, "cpus": cpus, "memory": memory, "gpus": gpus, "label": label,
@@ -219,9 +234,14 @@ def _become_agent(options: dict[str, Any]) -> NoReturn:
 
 def leave(
     drain: Annotated[bool, typer.Option("--drain", help="First let the tasks that run here end by themselves.")] = False,
-    timeout: Annotated[Text, typer.Option("--timeout", metavar="T", help="With --drain: wait at most so long.")] = None,
+    timeout: Annotated[
+        Text, typer.Option("--timeout", metavar="T", help="With --drain: wait at most so long, such as 30m.")
+    ] = None,
 ) -> None:
-    """Take this machine out of the mesh: end its attempts, tell the others, stop the agent."""
+    """Take this machine out of the mesh, and stop its agent.
+
+    What runs here is ended and goes on elsewhere; --drain lets it end by itself first.
+    """
     if timeout is not None and not drain:
         raise UsageError("`--timeout` is only possible with `--drain`")
     seconds = config.parse_duration(timeout, "--timeout") if timeout is not None else None

@@ -78,18 +78,23 @@ def _machine_row(peer: PeerDocument, names: Mapping[str, str]) -> Row:
         return [name, Cell(state.text + since, state.style), *[Cell(UNKNOWN, "dim")] * 6]
     if peer["draining"] and peer["liveness"] == "alive":
         state = Cell("draining", "yellow")
-    gpus, slots = peer["gpus"], peer["slots"]
+    gpus, slots, blocked = peer["gpus"], peer["slots"], bool(peer.get("problem"))
     running = ", ".join(names.get(task, task[:ID_CHARS]) for task in peer["running"])
     return [
         name,
         state,
         figures.percent(peer["usage"]["cpu_percent"]),
         figures.share(peer["usage"]["memory_used_bytes"], peer["memory_bytes"]),
-        f"{sum(map(_is_free, gpus))}/{len(gpus)}" if gpus else UNKNOWN,
+        _free(sum(map(_is_free, gpus)), len(gpus), blocked) if gpus else Cell(UNKNOWN),
         figures.percent(_mean([gpu["utilization_percent"] for gpu in gpus])),
-        UNKNOWN if slots["total"] is None else f"{slots['free']}/{slots['total']}",
+        Cell(UNKNOWN) if slots["total"] is None else _free(slots["free"], slots["total"], blocked),
         running or UNKNOWN,
     ]
+
+
+def _free(count: int | None, total: int, blocked: bool) -> Cell:
+    """`1/2`; of a machine that takes no tasks nothing is free, whoever uses it."""
+    return Cell(f"0/{total}", "yellow") if blocked else Cell(f"{count}/{total}")
 
 
 def _is_free(gpu: GpuDocument) -> bool:
@@ -188,8 +193,8 @@ def show_lines(task: TaskDocument, now: datetime, width: int, paint: Paint) -> l
     if task["attempts"]:
         lines += ["", *_attempt_lines(task["attempts"], now, width, paint)]
     if outputs := task["outputs"]:
-        columns = (Column("OUTPUT"), Column("SIZE", right=True))
-        lines += ["", *table(columns, [[each["path"], figures.size(each["bytes"])] for each in outputs], width, paint)]
+        columns = (Column("SIZE", right=True), Column("OUTPUT", gives_way=True, keeps_end=True))
+        lines += ["", *table(columns, [[figures.size(each["bytes"]), each["path"]] for each in outputs], width, paint)]
         if (hidden := task.get("outputs_total", 0) - len(outputs)) > 0:
             lines.append(f"and {hidden} more: `meshq fetch` copies them all")
     return lines

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from meshq.cli import screen
-from meshq.errors import MeshqError
+from meshq.errors import MeshqError, UsageError
 
 Json = Annotated[
     bool, typer.Option("--json", help="Answer with one JSON document.", callback=screen.choose_json, is_eager=True)
@@ -37,9 +37,28 @@ def complete_queue(incomplete: str) -> list[str]:
         return []
 
 
+def check_task(reference: str) -> str:
+    """What may name a task. UsageError for what would end up as another address of the agent."""
+    if not reference.strip("./ "):
+        raise UsageError(
+            f"`{reference}` names no task", "give its id, a unique prefix of it, or its name: `meshq tasks` lists them"
+        )
+    return reference
+
+
+def check_tasks(references: list[str]) -> list[str]:
+    return [check_task(each) for each in references]
+
+
 TaskName = Annotated[
-    str, typer.Argument(metavar="TASK", help="A task's id, a unique prefix of it, or its name.", autocompletion=complete_task)
+    str,
+    typer.Argument(
+        metavar="TASK", help="Its id, a unique prefix of it, or its name.", autocompletion=complete_task, callback=check_task
+    ),
 ]
 TaskNames = Annotated[
-    list[str], typer.Argument(metavar="TASK…", help="Ids, unique prefixes or names.", autocompletion=complete_task)
+    list[str],
+    typer.Argument(
+        metavar="TASK", help="Ids, unique prefixes of them, or names.", autocompletion=complete_task, callback=check_tasks
+    ),
 ]

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from meshq.cli import arguments, screen
+from meshq.cli import arguments, layouts, screen
 from meshq.cli.commands import Command
 from meshq.cli.options import Json, complete_queue
-from meshq.cli.tasks import announce, detached, result_line, write_log
+from meshq.cli.tasks import announce, detached, result_line, write_pieces
 from meshq.client import Client, exit_code
 from meshq.errors import UsageError
 from meshq.terminal import harmless
@@ -42,7 +42,7 @@ class SubmitCommand(Command):
         ctx.meta[SPLIT] = split
         for option in split.after_script:
             screen.note(f"`{option}` was taken by meshq; put `--` before the script's own options")
-        if split.arguments and (meant := arguments.near_miss(split.arguments[0], list(takes_value))):
+        if split.arguments and not split.dashes and (meant := arguments.near_miss(split.arguments[0], list(takes_value))):
             screen.note(f"`{split.arguments[0]}` goes to the script; meshq's own option is `{meant}`")
         rest = split.command or ((split.script, *split.arguments) if split.script is not None else ())
         return super().parse_args(ctx, [*split.options, "--", *rest])
@@ -56,7 +56,9 @@ def submit(
     args: Annotated[
         list[str] | None, typer.Argument(metavar="ARGS", help="The script's own arguments.", show_default=False)
     ] = None,
-    queue: Annotated[str, typer.Option("--queue", metavar="Q", help="Which queue.", autocompletion=complete_queue)] = "default",
+    queue: Annotated[
+        str, typer.Option("--queue", metavar="Q", help="Queue to put it in.", autocompletion=complete_queue)
+    ] = "default",
     name: Annotated[Text, typer.Option("--name", metavar="N", help="Name of the task (default: the script's).")] = None,
     priority: Annotated[int, typer.Option("--priority", metavar="N", help="Higher runs earlier in its queue.")] = 0,
     cpus: Annotated[Number, typer.Option("--cpus", metavar="N", help="Cores that it needs.")] = None,
@@ -65,16 +67,23 @@ def submit(
         Number, typer.Option("--gpus", metavar="N", help="GPUs that it needs (default: 1 in queue gpu, else 0).")
     ] = None,
     gpu_memory: Annotated[Text, typer.Option("--gpu-memory", metavar="SIZE", help="Memory that each GPU must have.")] = None,
-    label: Annotated[list[str] | None, typer.Option("--label", metavar="K=V", help="Only on machines with this label.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="K=V", help="Only on machines with this label. May be repeated.")
+    ] = None,
     env: Annotated[list[str] | None, typer.Option("--env", metavar="K=V", help="Set a variable. May be repeated.")] = None,
-    requirements: Annotated[Text, typer.Option("--requirements", metavar="F", help="A requirements file.")] = None,
-    python: Annotated[Text, typer.Option("--python", metavar="3.12", help="Version of Python.")] = None,
+    requirements: Annotated[
+        Text,
+        typer.Option(
+            "--requirements", metavar="F", help="File that lists what it needs (default: found near it, else its imports)."
+        ),
+    ] = None,
+    python: Annotated[Text, typer.Option("--python", metavar="3.12", help="Version of Python to run it with.")] = None,
     manager: Annotated[str, typer.Option("--manager", metavar="uv", help="What installs the requirements.")] = "uv",
-    workdir: Annotated[Text, typer.Option("--workdir", metavar="D", help="Folder to snapshot and to start in.")] = None,
-    retries: Annotated[int, typer.Option("--retries", metavar="N", help="Attempts more after a failure of its own.")] = 0,
+    workdir: Annotated[Text, typer.Option("--workdir", metavar="D", help="Folder that goes along and where it starts.")] = None,
+    retries: Annotated[int, typer.Option("--retries", metavar="N", help="How often it runs again when it fails.")] = 0,
     time_limit: Annotated[Text, typer.Option("--time-limit", metavar="T", help="Stop it after so long, such as 2h.")] = None,
     lease: Annotated[
-        Text, typer.Option("--lease", metavar="T", help="Silence of its machine before it runs elsewhere.")
+        Text, typer.Option("--lease", metavar="T", help="How long its machine may be silent before it runs elsewhere.")
     ] = None,
     on_isolation: Annotated[
         str, typer.Option("--on-isolation", metavar="continue|stop", help="What it does when its machine is cut off.")
@@ -84,9 +93,14 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow", help="Show its output, then exit with its code.")] = False,
     json: Json = False,
 ) -> None:
-    """Run a Python script (or a command) on whichever machine is free and fits.
+    """Run a Python script (or a command) on whichever machine is free.
 
-    Options stand before the script or directly after it; the script's own arguments follow.
+    Options stand before the script or directly after it; the script's own arguments follow. A command stands behind `--`:
+    `meshq submit [OPTIONS] -- COMMAND`.
+
+    With a script goes the git repository that it lies in, or its folder if it imports something from there. With a command
+    goes the current folder (or the repository around it) if a word of the command names something in that folder, such as
+    `./run.sh`; else nothing, unless --workdir names a folder.
     """
     split: arguments.Split = ctx.meta[SPLIT]
     if follow and json:
@@ -138,11 +152,15 @@ def _outcome(client: Client, task: str, name: str, *, follow: bool) -> int:
         if screen.is_terminal(sys.stderr):
             _watch_start(client, task)
         if follow:
-            write_log(client.follow_log(task))
+            write_pieces(client.follow_log(task))
         result = client.result(task)
     except KeyboardInterrupt:
         detached(name, task)
-    screen.progress(result_line(name, result))
+    if result["status"] == "succeeded":
+        screen.progress(result_line(name, result))
+    else:
+        log = "" if follow else f"; `meshq logs {task[: layouts.ID_CHARS]}` shows what it wrote"
+        screen.note(result_line(f"{name} ({task})", result) + log)
     return exit_code(result)
 
 

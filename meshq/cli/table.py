@@ -16,6 +16,7 @@ class Column:
     title: str
     right: bool = False
     gives_way: bool = False  # may be shortened with an ellipsis where the terminal is narrow
+    keeps_end: bool = False  # and then loses its middle: of a file's name the end says most
     only_if_used: bool = False  # left out when no row has anything to say in it
 
 
@@ -56,7 +57,14 @@ def _fit(columns: Sequence[Column], natural: list[int], width: int) -> list[int]
 def _line(columns: Sequence[Column], row: Sequence[Cell], widths: Sequence[int], paint: Paint) -> str:
     parts = []
     for column, cell, width in zip(columns, row, widths, strict=True):
-        text = cell.text if len(cell.text) <= width else cell.text[: width - 1] + "…"
+        text = _shortened(cell.text, width, keeps_end=column.keeps_end)
         space = " " * (width - len(text))
         parts.append(space + paint(text, cell.style) if column.right else paint(text, cell.style) + space)
     return GAP.join(parts).rstrip()
+
+
+def _shortened(text: str, width: int, *, keeps_end: bool) -> str:
+    if len(text) <= width:
+        return text
+    end = (width - 1) // 2 if keeps_end else 0
+    return f"{text[: width - 1 - end]}…{text[len(text) - end :]}"

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, Self
 
 import typer
 
@@ -13,27 +13,36 @@ from meshq.cli.boundary import EXIT_DETACHED
 from meshq.cli.options import Json, TaskName, TaskNames, complete_queue
 from meshq.client import Client, exit_code
 from meshq.documents import ACTIVE, STATUSES, SubmittedDocument, WaitDocument
-from meshq.errors import UsageError
-from meshq.terminal import harmless
+from meshq.errors import Unplaceable, UsageError
+from meshq.pieces import Piece, remarks
+from meshq.terminal import LogView, harmless
 
 TASKS_SHOWN = 50
+LIMIT_MAX = 1_000_000  # of the agent
 
 
 def tasks(
     queue: Annotated[
-        str | None, typer.Option("--queue", metavar="Q", help="Only of this queue.", autocompletion=complete_queue)
+        str | None, typer.Option("--queue", metavar="Q", help="Only those of this queue.", autocompletion=complete_queue)
     ] = None,
     status: Annotated[
         str | None,
-        typer.Option("--status", metavar="S", help=f"Only {', '.join(STATUSES)}.", autocompletion=lambda: list(STATUSES)),
+        typer.Option(
+            "--status",
+            metavar="S",
+            help=f"Only those that are {', '.join(STATUSES[:-1])} or {STATUSES[-1]}.",
+            autocompletion=lambda: list(STATUSES),
+        ),
     ] = None,
-    mine: Annotated[bool, typer.Option("--mine", help="Only what I submitted.")] = False,
-    limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="At most so many.")] = TASKS_SHOWN,
+    mine: Annotated[bool, typer.Option("--mine", help="Only those that I submitted.")] = False,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", help="At most so many.")] = TASKS_SHOWN,
     json: Json = False,
 ) -> None:
     """List tasks, the newest first, finished ones included."""
     if status is not None and status not in STATUSES:
         raise UsageError(f"--status: `{status}` is no status", f"choose one of {', '.join(STATUSES)}")
+    if not 1 <= limit <= LIMIT_MAX:
+        raise UsageError(f"--limit: {limit} is out of range", f"choose a number from 1 to {LIMIT_MAX}")
     with Client() as client:
         found = client.tasks(queue=queue, status=status, user=_user() if mine else None, limit=limit)
     if json:
@@ -63,37 +72,72 @@ def show(task: TaskName, json: Json = False) -> None:
 def logs(
     task: TaskName,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the task is over.")] = False,
-    attempt: Annotated[int | None, typer.Option("--attempt", min=1, metavar="N", help="Of this attempt.")] = None,
-    tail: Annotated[int | None, typer.Option("--tail", min=0, metavar="N", help="Only the last lines.")] = None,
+    attempt: Annotated[int | None, typer.Option("--attempt", min=1, metavar="N", help="Only of this attempt.")] = None,
+    tail: Annotated[int | None, typer.Option("--tail", min=0, metavar="N", help="Only the last N lines.")] = None,
 ) -> None:
-    """Print what a task wrote, from whichever machine it runs or ran on."""
+    """Print what a task wrote, from whichever machine it runs or ran on.
+
+    stdout gets the log and nothing else. With `--follow`, lines such as `--- attempt 2 on lab-2 ---` go to stderr.
+    """
     with Client() as client:
         try:
-            if follow and attempt is None:
-                write_log(client.follow_log(task, tail=tail))
+            if follow:
+                found = client.show(task)["id"]  # fails at once where no agent runs
+                write_pieces(client.follow_log(found, attempt=attempt, tail=tail))
             else:
-                write_log(client.log(task, attempt=attempt, tail=tail, follow=follow))
+                with _LogOutput() as output:
+                    for chunk in client.log(task, attempt=attempt, tail=tail):
+                        output.write(chunk)
         except KeyboardInterrupt:
             detached(task, task)
 
 
-def write_log(chunks: Iterable[bytes]) -> None:
-    """Copy a log to stdout: made harmless for a terminal, byte for byte into a pipe."""
-    if not screen.is_terminal(sys.stdout):
-        for chunk in chunks:
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
-        return
-    from meshq.terminal import LogView
+def write_pieces(followed: Iterable[Piece]) -> None:
+    """Copy a followed log to stdout, and what is to be said about it to stderr."""
+    before: Piece | None = None
+    with _LogOutput() as output:
+        for piece in followed:
+            for remark in remarks(before, piece):
+                output.remark(remark)
+            output.write(piece.data)
+            before = piece
 
-    view = LogView(terminal=True, colours=screen.colours(sys.stdout))
-    try:
-        for chunk in chunks:
-            sys.stdout.write(view.feed(chunk))
+
+class _LogOutput:
+    """stdout for a log: made harmless for a terminal, byte for byte into a pipe."""
+
+    def __init__(self) -> None:
+        self._view: LogView | None = None
+        self._open = False  # in the middle of a line
+
+    def __enter__(self) -> Self:
+        if screen.is_terminal(sys.stdout):
+            self._view = LogView(terminal=True, colours=screen.colours(sys.stdout))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._view is not None:
+            sys.stdout.write(self._view.finish())
             sys.stdout.flush()
-    finally:
-        sys.stdout.write(view.finish())
+
+    def write(self, data: bytes) -> None:
+        if not data:
+            return
+        if self._view is not None:
+            sys.stdout.write(self._view.feed(data))
+        else:
+            sys.stdout.buffer.write(data)
         sys.stdout.flush()
+        self._open = not data.endswith(b"\n")
+
+    def remark(self, text: str) -> None:
+        """A line of its own on stderr, also where both streams are one."""
+        if self._view is not None:
+            sys.stdout.write(self._view.finish())
+            sys.stdout.flush()
+        line = screen.painted(f"--- {harmless(text)} ---", "dim", sys.stderr)
+        print(f"\n{line}" if self._open else line, file=sys.stderr, flush=True)
+        self._open = False
 
 
 def detached(name: str, task: str) -> NoReturn:
@@ -124,9 +168,10 @@ def result_line(name: str, result: WaitDocument) -> str:
     """`train succeeded on lab-2`."""
     line = f"{harmless(name)} {result['status']}"
     line += f" on {harmless(result['peer'])}" if result["peer"] else ""
-    if result["status"] == "failed" and result["exit_code"] is not None:
-        line += f" with exit code {result['exit_code']}"
-    return line + (f": {harmless(result['reason'])}" if result["reason"] else "")
+    code, reason = result["exit_code"], result["reason"]
+    if result["status"] == "failed" and code is not None:
+        line += f" with exit code {code}"
+    return line + (f": {harmless(reason)}" if reason and reason != f"exit code {code}" else "")
 
 
 def fetch(
@@ -170,9 +215,16 @@ def cancel(tasks: TaskNames, json: Json = False) -> None:
 
 
 def retry(task: TaskName, json: Json = False) -> None:
-    """Run a task that is over once more, as a new task with the same code and environment."""
+    """Run a task that is over once more, as a new task.
+
+    Code, environment and options are those of the old one.
+    """
     with Client() as client:
-        submitted = client.retry(task)
+        try:
+            submitted = client.retry(task)
+        except Unplaceable as error:  # the agent's advice is an option of `submit`
+            reasons = [line for line in error.hint.splitlines() if "--hold" not in line]
+            raise Unplaceable(error.message, "\n".join([*reasons, "join a machine that fits, then retry it"])) from None
     announce(submitted, json=json)
 
 

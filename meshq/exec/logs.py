@@ -1,7 +1,7 @@
 """Read the log of an attempt: a piece, the last lines, or everything as it is written.
 
 The task writes the file itself, so a reader never meets a writer's lock, and offsets are simply offsets. Where a log grew past
-its limit the shim punched a hole into its middle; a reader steps over it and shows one line in its place. A reader that
+its limit the shim punched a hole into its middle; a reader steps over it, and the offsets show that it did. A reader that
 follows sleeps in inotify on the attempt's folder, which also wakes it when the file appears and when `exit.json` does.
 """
 
@@ -26,10 +26,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Bytes to show, and the offset after them. Empty at the end of what there is."""
+    """Bytes of a log, and the offset where they stand in it. Empty at the end of what there is."""
 
     data: bytes
     offset: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + len(self.data)
 
 
 def read_chunk(path: Path, offset: int, limit: int = config.LOG_CHUNK_BYTES) -> Chunk:
@@ -45,11 +49,8 @@ def read_chunk(path: Path, offset: int, limit: int = config.LOG_CHUNK_BYTES) -> 
         if size == offset:
             return Chunk(b"", offset)
         start = _seek(descriptor, offset, os.SEEK_DATA, size)
-        if start > offset:
-            return Chunk(_gap(start - offset), start)
-        end = min(_seek(descriptor, offset, os.SEEK_HOLE, size), offset + limit)
-        data = os.pread(descriptor, end - offset, offset)
-        return Chunk(data, offset + len(data))
+        end = min(_seek(descriptor, start, os.SEEK_HOLE, size), start + limit)
+        return Chunk(os.pread(descriptor, end - start, start), start)
     finally:
         os.close(descriptor)
 
@@ -79,15 +80,15 @@ def tail_offset(path: Path, lines: int) -> int:
         os.close(descriptor)
 
 
-async def follow(path: Path, offset: int, done: Callable[[], bool]) -> AsyncIterator[bytes]:
+async def follow(path: Path, offset: int, done: Callable[[], bool]) -> AsyncIterator[Chunk]:
     """All that is in the log from `offset` on and all that will be, until `done()` and the end is reached."""
     with _Watch(path.parent) as watch:
         while True:
             over = done()  # asked before reading: what is written before the end is not missed
             chunk = await asyncio.to_thread(read_chunk, path, offset)
-            offset = chunk.offset
+            offset = chunk.end
             if chunk.data:
-                yield chunk.data
+                yield chunk
             elif over:
                 return
             else:
@@ -143,8 +144,3 @@ def _nth_last(block: bytes, count: int) -> int:
     for _ in range(count):
         position = block.rindex(b"\n", 0, position)
     return position
-
-
-def _gap(left_out: int) -> bytes:
-    limit = config.LOG_BYTES_MAX // 2**20
-    return f"\n[meshq: {left_out} bytes of this log are left out here: it is longer than {limit} MiB]\n".encode()

@@ -99,7 +99,8 @@ def _list_repository(top: Path, prefix: bytes, depth: int, listing: Listing) -> 
         if not _is_repository(folder):
             if path in tracked and not any(folder.iterdir()):
                 listing.warnings.append(
-                    f"the submodule {os.fsdecode(prefix + path)} is not checked out: it goes as an empty folder"
+                    f"the submodule {os.fsdecode(prefix + path)} is not checked out, so it stays behind; "
+                    "`git submodule update --init` would fill it"
                 )
         elif depth < REPOSITORIES_DEEP_MAX:
             _list_repository(folder, prefix + path + b"/", depth + 1, listing)

@@ -3,7 +3,8 @@
 In this order: `--requirements`; the script's own metadata (PEP 723); the nearest of `uv.lock`, `pylock.toml`, a
 `pyproject.toml` with dependencies, `requirements.txt`, from the script's folder up to the top of what is submitted; else
 the imports, resolved to the very versions in the environment that the person works in. A name that is neither installed
-there nor well known is asked for, never guessed: a guess installs whatever somebody has registered under that name.
+there nor well known is asked for, never guessed: a guess installs whatever somebody has registered under that name. Only an
+import that the script may never come to is no reason to stop: a note names it.
 """
 
 import os
@@ -220,32 +221,48 @@ def _checked(lines: Iterable[str], python: str, origin: str, folder: Path) -> Re
 def _from_imports(script: Path, environ: Mapping[str, str]) -> Requirements:
     found = imports.scan(script)
     notes = tuple(f"the imports of {each} could not be read" for each in found.unread)
-    if not found.needed and not found.optional:
+    if not found.needed and not found.late and not found.optional:
         return Requirements((), "", f"{script.name} imports nothing that must be installed", notes=notes)
-    installed = find_installed([*found.needed, *found.optional], environ)
+    installed = find_installed([*found.needed, *found.late, *found.optional], environ)
     lines: set[str] = set()
     unknown: dict[str, str] = {}
     for name, where in found.needed.items():
-        if got := _installed_lines(name, installed, where):
+        if got := _installed_lines(name, installed, where) or _well_known(name):
             lines |= got
-        elif (known := _well_known(name)) is not None:
-            lines.add(known)
         else:
             unknown.setdefault(name.split(".")[0], where)
-    for name, where in found.optional.items():
-        lines |= _installed_lines(name, installed, where)
     if unknown:
-        raise _unknown(unknown, installed)
+        raise UsageError(
+            f"cannot tell which package provides {_listed(unknown)}: it is not installed in {installed.python}",
+            f"activate the environment in which the script works, or {DECLARE}",
+        )
+    dispensable, missed = _dispensable(found, installed)
+    if missed:
+        notes += (f"no package is known for {_listed(missed)}: should the task come to that import, {DECLARE}",)
     origin = f"the imports of {script.name}, with the versions of {installed.python}"
-    return Requirements(tuple(sorted(lines)), installed.at_least, origin, script.parent, notes)
+    return Requirements(tuple(sorted(lines | dispensable)), installed.at_least, origin, script.parent, notes)
 
 
-def _unknown(names: Mapping[str, str], installed: Installed) -> UsageError:
-    listed = ", ".join(f"{name} ({where})" for name, where in sorted(names.items()))
-    return UsageError(
-        f"cannot tell which package provides {listed}: it is not installed in {installed.python}",
-        f"activate the environment in which the script works, or {DECLARE}",
-    )
+def _dispensable(found: imports.Scan, installed: Installed) -> tuple[set[str], dict[str, str]]:
+    """Lines for the imports that the script may never come to, or can do without; and what a person should know is missing."""
+    lines: set[str] = set()
+    missed: dict[str, str] = {}
+    for name, where in {**found.optional, **found.late}.items():
+        try:
+            got = _installed_lines(name, installed, where)
+        except UsageError:  # only this machine has it: here the script would find it
+            missed.setdefault(name.split(".")[0], where)
+            continue
+        if name in found.late:
+            got = got or _well_known(name)
+            if not got:
+                missed.setdefault(name.split(".")[0], where)
+        lines |= got
+    return lines, missed
+
+
+def _listed(names: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({where})" for name, where in sorted(names.items()))
 
 
 def _installed_lines(name: str, installed: Installed, where: str) -> set[str]:
@@ -262,10 +279,10 @@ def _installed_lines(name: str, installed: Installed, where: str) -> set[str]:
     return lines
 
 
-def _well_known(name: str) -> str | None:
-    return next(
-        (WELL_KNOWN[known] for known in (".".join(name.split(".")[:2]), name.split(".")[0]) if known in WELL_KNOWN), None
-    )
+def _well_known(name: str) -> set[str]:
+    parts = name.split(".")
+    known = next((WELL_KNOWN[key] for key in (".".join(parts[:2]), parts[0]) if key in WELL_KNOWN), None)
+    return set() if known is None else {known}
 
 
 # ---- reading

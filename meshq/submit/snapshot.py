@@ -1,8 +1,8 @@
 """The submitted files as git objects, without writing anything near them.
 
 What is taken: of a script in a git repository the whole repository as it lies there now (see `listing`); of a script that
-imports modules beside it their folder; of any other script itself; of a command nothing, unless it starts inside a
-repository or `--workdir` names a folder.
+imports modules beside it their folder; of any other script itself; of a command with `--workdir`, or one of whose words
+names something below the current folder, the same as if that folder were named by `--workdir`; of any other command nothing.
 
 What you see is what runs: files go byte for byte as they lie in the working tree. Git's own snapshot would put them through
 the filters of the repository, and the other machine would get the pointers of Git LFS or the ciphertext of git-crypt. So
@@ -15,7 +15,7 @@ and only what the receiver lacks is read a second time and sent.
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -104,37 +104,47 @@ class _Scope:
     folder: Path
     script: Path | None
     only: tuple[Path, ...] | None = None
+    named: tuple[Path, ...] = ()  # by the words of a command
+    notes: tuple[str, ...] = ()
 
 
 def snapshot(
     script: Path | None,
     workdir: Path | None,
     *,
+    command: Sequence[str] = (),
     limits: Limits | None = None,
     cwd: Path | None = None,
     cache: Path | None = None,
 ) -> Snapshot:
-    """The snapshot that `submit SCRIPT --workdir WORKDIR`, typed in `cwd`, stands for. UsageError if there can't be one."""
+    """The snapshot that `submit SCRIPT --workdir WORKDIR`, typed in `cwd`, stands for. UsageError if there can't be one.
+
+    Without a script it is that of `submit --workdir WORKDIR -- COMMAND…`.
+    """
     here = (cwd or Path.cwd()).resolve()
-    scope = _scope(None if script is None else (here / script).resolve(), workdir and (here / workdir).resolve(), here)
+    if script is None and workdir is None:
+        scope = _scope_of_command(command, here)
+    else:
+        scope = _scope(None if script is None else (here / script).resolve(), workdir and (here / workdir).resolve(), here)
     if scope is None:
-        return Snapshot()
+        return Snapshot(warnings=_nothing_goes(command, here))
     builder = _Builder(scope.top, limits or Limits(), Hashes(scope.top, cache or cache_folder()))
+    builder.warnings += scope.notes
     if scope.only is None:
         listed = listing.list_files(scope.top)
         builder.warnings += listed.warnings
-        builder.add(sorted({*listed.paths, *_relative_paths(_needed(scope.script, scope.top), scope.top)}))
+        needed = (*_needed(scope.script, scope.top), *scope.named)
+        paths = {*listed.paths, *_relative_paths(needed, scope.top)}
+        builder.add(sorted(_without_home(paths, scope.top)))
     else:
         builder.add(sorted(_relative_paths(scope.only, scope.top)))
     return builder.finish(scope)
 
 
-def _scope(script: Path | None, workdir: Path | None, here: Path) -> _Scope | None:
+def _scope(script: Path | None, workdir: Path | None, here: Path) -> _Scope:
     if workdir is not None:
         return _chosen_scope(script, workdir)
-    if script is None:
-        top = listing.repository_of(here)
-        return None if top is None else _Scope(top, here, None)
+    assert script is not None
     folder = script.parent
     top = listing.repository_of(folder)
     if top is not None:  # started where it was submitted, if that is a place in the repository
@@ -155,6 +165,49 @@ def _chosen_scope(script: Path | None, workdir: Path) -> _Scope:
     return _Scope(top, workdir, script)
 
 
+def _scope_of_command(command: Sequence[str], here: Path) -> _Scope | None:
+    """The current folder, if one of the words names something in it."""
+    named = dict(_named_below(command, here))
+    files = tuple(path for path in named.values() if path.is_file())
+    top = listing.repository_of(here)
+    if top is None and _is_everybodys(here):
+        return _Scope(here, here, None, files, notes=(f"of {here} only what the command names goes along",)) if files else None
+    if not named:
+        return None
+    listed = ", ".join(f"`{word}`" for word in list(named)[:NAMED_MAX])
+    return _Scope(top or here, here, None, named=files, notes=(f"{top or here} goes along, for the command names {listed}",))
+
+
+def _named_below(command: Sequence[str], here: Path) -> Iterator[tuple[str, Path]]:
+    """The words that are relative paths of what exists, also behind `=`, and those behind `-m` that are modules there."""
+    for before, word in zip(("", *command), command, strict=False):
+        module = word.replace(".", "/") if before == "-m" else ""
+        for text in (word, word.partition("=")[2], module, module and f"{module}.py"):
+            path = here / text
+            if text and not os.path.isabs(text) and _exists(path) and path.resolve().is_relative_to(here):
+                yield word, Path(os.path.normpath(path))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a word may be too long for a name, or hold a zero byte
+        return False
+
+
+def _nothing_goes(command: Sequence[str], here: Path) -> tuple[str, ...]:
+    """What to say where the command might have wanted the files around it."""
+    if not command or os.path.isabs(command[0]) or _is_everybodys(here):
+        return ()
+    try:
+        with os.scandir(here) as entries:
+            if not any(entry.is_file() for entry in entries):
+                return ()
+    except OSError:
+        return ()
+    return ("nothing of this folder is sent; `--workdir .` takes it along",)
+
+
 def _is_everybodys(folder: Path) -> bool:
     """A home or temporary folder: only what the script imports is meant, not all that happens to lie there."""
     return folder in (Path.home().resolve(), Path(tempfile.gettempdir()).resolve(), Path(folder.anchor))
@@ -165,6 +218,13 @@ def _needed(script: Path | None, top: Path) -> Iterator[Path]:
     if script is not None:
         yield script
         yield from (path for path in imports.scan(script).local if path.is_relative_to(top))
+
+
+def _without_home(paths: Iterable[bytes], top: Path) -> Iterator[bytes]:
+    """The home of the agent holds the mesh key: it never travels, wherever somebody has put it."""
+    home = config.home_from_environment().root.resolve()
+    inside = os.fsencode(home.relative_to(top)) + b"/" if home.is_relative_to(top) else b"/"
+    return (path for path in paths if not path.startswith(inside))
 
 
 def _relative_paths(paths: Iterable[Path], top: Path) -> set[bytes]:

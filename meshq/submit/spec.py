@@ -70,7 +70,8 @@ def build(
     name = config.check_name(options.name, "--name") if options.name is not None else _default_name(options)
     script = _script(options, here)
     is_python = script is not None and script.suffix == ".py"
-    source = snapshot(script, None if options.workdir is None else Path(options.workdir), cwd=here, cache=cache)
+    workdir = None if options.workdir is None else Path(options.workdir)
+    source = snapshot(script, workdir, command=options.command, cwd=here, cache=cache)
     argv, needs_python = _argv(options, source, is_python)
     environment, notes = _environment(options, script if is_python else None, source, here, cache, environ, needs_python)
     spec = TaskSpec(

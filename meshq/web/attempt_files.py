@@ -17,6 +17,7 @@ from meshq import codec, config
 from meshq.config import Home
 from meshq.errors import PeerError, TaskFailed
 from meshq.exec import logs, outputs
+from meshq.exec.logs import Chunk
 from meshq.ids import Fence, is_fence
 from meshq.task import OutputFile
 from meshq.web.wire import MANIFEST_BYTES_MAX, Manifest
@@ -32,11 +33,13 @@ class Copy:
         self._log = (folder / "log").open("wb")
         self._log_bytes = 0
 
-    def write_log(self, chunk: bytes) -> None:
-        self._log_bytes += len(chunk)
+    def write_log(self, chunk: Chunk) -> None:
+        """Where it stands in the original: a hole stays a hole, and an offset means the same here and there."""
+        self._log_bytes += len(chunk.data)
         if self._log_bytes > 2 * config.LOG_BYTES_MAX:
             raise PeerError("the log is longer than a log may be")
-        self._log.write(chunk)
+        self._log.seek(chunk.offset)
+        self._log.write(chunk.data)
 
     async def write_output(self, file: OutputFile, chunks: AsyncIterator[bytes]) -> None:
         """Write one output file; PeerError if it is not what the manifest says."""
@@ -94,12 +97,17 @@ class AttemptFiles:
         """Nothing more will be written. An attempt that vanished has no exit, but its end was reported."""
         return folder.parent == self._home.kept or any((folder / name).exists() for name in ("exit.json", "reported"))
 
-    async def log(self, fence: Fence, *, tail: int | None, follow: bool) -> AsyncIterator[bytes]:
-        """The log, from `tail` lines before its end or from its beginning; with `follow` until the attempt is over."""
+    async def log(self, fence: Fence, *, offset: int = 0, tail: int | None, follow: bool) -> AsyncIterator[Chunk]:
+        """The log, from `tail` lines before its end or else from `offset` on; with `follow` until the attempt is over.
+
+        The first chunk is empty and comes at once: it says where the log begins, and that it is here.
+        """
         folder = self._require(fence)
         path = folder / "log"
-        offset = await asyncio.to_thread(logs.tail_offset, path, tail) if tail is not None else 0
+        if tail is not None:
+            offset = await asyncio.to_thread(logs.tail_offset, path, tail)
         done = (lambda: self._over(folder)) if follow else (lambda: True)
+        yield Chunk(b"", offset)
         async for chunk in logs.follow(path, offset, done):
             yield chunk
 

@@ -14,9 +14,11 @@ from aiohttp import web
 from meshq import config
 from meshq.errors import MalformedData, MeshqError, PeerError, StoreError, TaskFailed, Unplaceable, Unreachable, UsageError
 from meshq.gitobjects import decode_frames
+from meshq.pieces import CONTENT_TYPE, encode_piece
 from meshq.trust.cookie import same_cookie
 from meshq.trust.hardening import peer_credentials
 from meshq.web.desk import Desk
+from meshq.web.following import parse_position
 from meshq.web.gate import Handler, read_capped
 from meshq.web.streams import answer_in_chunks
 
@@ -117,8 +119,12 @@ class ControlApi:
         query = request.query
         attempt = int(_number(query["attempt"], "attempt", 1, 1_000_000)) if "attempt" in query else None
         tail = int(_number(query["tail"], "tail", 0, 1_000_000_000)) if "tail" in query else None
-        chunks = self._desk.log(request.match_info["task"], attempt=attempt, tail=tail, follow=query.get("follow") == "1")
-        return await answer_in_chunks(request, chunks)
+        task = request.match_info["task"]
+        if query.get("follow") != "1":
+            return await answer_in_chunks(request, self._desk.log(task, attempt=attempt, tail=tail))
+        start = parse_position(query["from"]) if "from" in query else None
+        pieces = self._desk.follow_log(task, attempt=attempt, tail=tail, start=start)
+        return await answer_in_chunks(request, (encode_piece(piece) async for piece in pieces), kind=CONTENT_TYPE)
 
     async def _outputs(self, request: web.Request) -> web.Response:
         return web.json_response(await self._desk.outputs(request.match_info["task"]))
@@ -199,5 +205,5 @@ def _number(text: str, name: str, low: float, high: float) -> float:
     except ValueError:
         raise UsageError(f"{name}: {text!r} is no number") from None
     if not low <= value <= high:
-        raise UsageError(f"{name}: {text} is not between {low:g} and {high:g}")
+        raise UsageError(f"{name}: {text} is not between {low:.0f} and {high:.0f}")
     return value

@@ -22,11 +22,13 @@ from meshq.ledger.rendezvous import claimants
 from meshq.ledger.row import Row
 from meshq.ledger.shell import LedgerShell
 from meshq.peers import Peers, is_alive
+from meshq.pieces import Piece, left_out
 from meshq.task import Status, TaskSpec
 from meshq.trust.hardening import user_name
 from meshq.web import documents
 from meshq.web.changes import Changes
 from meshq.web.documents import Document, PeerFacts
+from meshq.web.following import Follower, Position, first_attempt
 from meshq.web.spec_check import check_spec
 from meshq.web.transfer import Transfers
 
@@ -259,36 +261,30 @@ class Desk:
             row = self._row(row.task)
         return documents.wait_document(row, self._peers.name, self._reason(row))
 
-    async def log(self, reference: str, *, attempt: int | None, tail: int | None, follow: bool) -> AsyncIterator[bytes]:
-        """The log of one attempt; with `follow` also of those that come after it, until the task is final."""
+    async def log(self, reference: str, *, attempt: int | None, tail: int | None) -> AsyncIterator[bytes]:
+        """What there is of the log of one attempt, with a line where its middle was left out."""
         row = self._resolve(reference)
-        shown: Fence | None = None
-        while True:
-            view = _attempt_to_show(row, attempt, after=shown)
-            if view is not None:
-                if shown is not None:
-                    yield f"\n--- attempt {view.number} on {self._peers.name(view.peer)} ---\n".encode()
-                shown = view.fence
-                async for chunk in self._attempt_log(view, tail, follow):
-                    yield chunk
-            elif attempt is not None and not follow:
-                raise UsageError(f"task {row.task} has no started attempt {attempt}")
-            elif holder.status(row).final or not follow:
-                return
-            else:
-                await self._changes.wait(row.task, 30.0)
-            if view is not None and (attempt is not None or not follow):
-                return
-            row = self._row(row.task)
+        view = first_attempt(row, attempt)
+        if view is None and attempt is not None:
+            raise UsageError(f"task {row.task} has no started attempt {attempt}")
+        if view is None:
+            return
+        reached: int | None = None
+        async for chunk in self._transfers.log(view.fence, view.peer, tail=tail, follow=False):
+            if reached is not None and chunk.offset > reached:
+                yield f"\n[meshq: {left_out(chunk.offset - reached)}]\n".encode()
+            if chunk.data:
+                yield chunk.data
+            reached = chunk.end
 
-    async def _attempt_log(self, view: holder.AttemptView, tail: int | None, follow: bool) -> AsyncIterator[bytes]:
-        try:
-            async for chunk in self._transfers.log(view.fence, view.peer, tail=tail, follow=follow):
-                yield chunk
-        except TaskFailed:
-            if not follow:
-                raise
-            yield f"\n--- the log of attempt {view.number} on {self._peers.name(view.peer)} broke off ---\n".encode()
+    async def follow_log(
+        self, reference: str, *, attempt: int | None, tail: int | None, start: Position | None
+    ) -> AsyncIterator[Piece]:
+        """The log of one attempt and of those that come after it, until the task is final; with `attempt` of that one alone."""
+        task = self._resolve(reference).task
+        follower = Follower(row=lambda: self._row(task), logs=self._transfers, names=self._peers.name, changes=self._changes)
+        async for piece in follower.pieces(number=attempt, tail=tail, start=start):
+            yield piece
 
     async def outputs(self, reference: str) -> Document:
         fence, runner = self._result(reference)
@@ -339,17 +335,3 @@ class Desk:
             ids = ", ".join(sorted(row.task for row in matching)[:10])
             raise UsageError(f"{reference!r} means {len(matching)} tasks: {ids}", "give more of the id")
         return matching[0]
-
-
-def _attempt_to_show(row: Row, number: int | None, *, after: Fence | None) -> holder.AttemptView | None:
-    """The attempt whose log comes next: with `number` the holder's of that number, else the first started one in order
-    after `after`; when nothing was shown yet, the last started one."""
-    started = [view for view in holder.attempts(row) if view.started_at is not None]
-    if number is not None:
-        numbered = [view for view in started if view.number == number and view.fence != after]
-        return numbered[0] if numbered and after is None else None
-    if after is None:
-        return started[-1] if started else None
-    fences = [view.fence for view in started]
-    later = started[fences.index(after) + 1 :] if after in fences else []
-    return later[-1] if later else None

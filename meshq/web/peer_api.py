@@ -19,11 +19,12 @@ from meshq.gossip.transport import GossipShell
 from meshq.ids import ACTOR_PEER_CHARS, Fence, PeerId, actor_peer_prefix, is_fence, split_fence
 from meshq.ledger.effects import Push, SyncRequest
 from meshq.ledger.shell import LedgerShell
+from meshq.pieces import CONTENT_TYPE
 from meshq.web.attempt_files import AttemptFiles
 from meshq.web.gate import Handler, RequestLimiter, peer_of_request, read_capped
 from meshq.web.streams import answer_in_chunks
 from meshq.web.transfer import FRAMES_BYTES_MAX, IDS_BYTES_MAX, Transfers
-from meshq.web.wire import CommitRequest, ObjectIds
+from meshq.web.wire import CommitRequest, ObjectIds, encode_chunk
 
 log = logging.getLogger("meshq.web")
 
@@ -138,10 +139,14 @@ class PeerApi:
     async def _log(self, request: web.Request) -> web.StreamResponse:
         fence = self._local_fence(request)
         tail = request.query.get("tail")
-        if tail is not None and not (tail.isdigit() and len(tail) < 10):
+        if tail is not None and not (tail.isdecimal() and len(tail) < 10):
             raise PeerError("`tail` is no number")
+        offset = request.query.get("offset", "0")
+        if not (offset.isdecimal() and len(offset) < 19):
+            raise PeerError("`offset` is no number")
         follow = request.query.get("follow") == "1"
-        return await answer_in_chunks(request, self._files.log(fence, tail=int(tail) if tail else None, follow=follow))
+        chunks = self._files.log(fence, offset=int(offset), tail=int(tail) if tail else None, follow=follow)
+        return await answer_in_chunks(request, (encode_chunk(chunk) async for chunk in chunks), kind=CONTENT_TYPE)
 
     async def _outputs(self, request: web.Request) -> web.Response:
         manifest = await asyncio.to_thread(self._files.manifest, self._local_fence(request))

@@ -8,7 +8,7 @@ hold its place among the peer's requests until the task writes again), the reade
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from aiohttp import web
 
@@ -16,12 +16,14 @@ from meshq.errors import MeshqError
 
 log = logging.getLogger("meshq.web")
 
+T = TypeVar("T")
+
 CHECK_SECONDS: Final = 5.0
 
 
 async def while_checked(
-    chunks: AsyncIterator[bytes], check: Callable[[], None], seconds: float = CHECK_SECONDS
-) -> AsyncIterator[bytes]:
+    chunks: AsyncIterator[T], check: Callable[[], None], seconds: float = CHECK_SECONDS
+) -> AsyncIterator[T]:
     """The chunks as they come; `check` is called each time that none came for so long, and raises to end it."""
     while True:
         coming = asyncio.create_task(_next(chunks), name="next chunk")
@@ -37,11 +39,13 @@ async def while_checked(
         yield chunk
 
 
-async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+async def _next(chunks: AsyncIterator[T]) -> T | None:
     return await anext(chunks, None)
 
 
-async def answer_in_chunks(request: web.Request, chunks: AsyncIterator[bytes], size: int | None = None) -> web.StreamResponse:
+async def answer_in_chunks(
+    request: web.Request, chunks: AsyncIterator[bytes], size: int | None = None, kind: str = "application/octet-stream"
+) -> web.StreamResponse:
     """Send the chunks; `size` bytes in all, if that is known.
 
     The first one is awaited before the status goes out, so that a failure still has one. A later failure cuts the connection,
@@ -57,7 +61,7 @@ async def answer_in_chunks(request: web.Request, chunks: AsyncIterator[bytes], s
         first = await anext(checked, b"")
     except ConnectionResetError:
         return web.Response()  # which nobody reads
-    response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+    response = web.StreamResponse(headers={"Content-Type": kind})
     if size is None:
         response.enable_chunked_encoding()
     else:

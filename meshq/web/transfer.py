@@ -15,14 +15,16 @@ from urllib.parse import quote
 
 from meshq import codec, config
 from meshq.errors import MeshqError, PeerError, TaskFailed, Unreachable
+from meshq.exec.logs import Chunk
 from meshq.exec.objects import ObjectStore
 from meshq.exec.preparation import PreparationFailed
 from meshq.gitobjects import decode_frames, encode_frame
 from meshq.ids import Fence, ObjectId, PeerId
+from meshq.pieces import FrameReader
 from meshq.web.attempt_files import AttemptFiles
-from meshq.web.peer_client import PeerClient
+from meshq.web.peer_client import STREAM_QUIET_SECONDS, PeerClient
 from meshq.web.streams import while_checked
-from meshq.web.wire import MANIFEST_BYTES_MAX, CommitRequest, Manifest, ObjectIds
+from meshq.web.wire import MANIFEST_BYTES_MAX, CommitRequest, Manifest, ObjectIds, decode_chunk
 
 log = logging.getLogger("meshq.web")
 
@@ -133,16 +135,40 @@ class Transfers:
         )
         return codec.decode(ObjectIds, answer, bytes_max=IDS_BYTES_MAX, items_max=config.SOURCE_FILES_MAX * 2).ids
 
-    async def log(self, fence: Fence, runner: PeerId, *, tail: int | None, follow: bool) -> AsyncIterator[bytes]:
-        """The log of an attempt from whoever has it; with `follow` until the attempt ends."""
+    async def log(
+        self, fence: Fence, runner: PeerId, *, offset: int = 0, tail: int | None, follow: bool
+    ) -> AsyncIterator[Chunk]:
+        """The log of an attempt, from `tail` lines before its end or else from `offset` on: what there is, from whoever has it.
+
+        With `follow` from its runner alone, until the attempt ends: as long as it runs nobody else has any of it. TaskFailed if
+        that breaks off before the end.
+        """
         if self._files.has(fence):
-            async for chunk in self._files.log(fence, tail=tail, follow=follow):
+            async for chunk in self._files.log(fence, offset=offset, tail=tail, follow=follow):
                 yield chunk
             return
-        path = f"/attempts/{fence}/log?follow={int(follow)}" + (f"&tail={tail}" if tail is not None else "")
-        async with self._first_that_has(path, runner, follow=follow) as chunks:
-            async for chunk in chunks:
-                yield chunk
+        for peer in [runner] if follow else [runner, *(each for each in self._others() if each != runner)]:
+            try:
+                chunks = self._log_at(peer, fence, offset=offset, tail=tail, follow=follow)
+                async for chunk in while_checked(chunks, functools.partial(self._check_alive, peer)) if follow else chunks:
+                    offset, tail = chunk.end, None
+                    yield chunk
+                return
+            except (PeerError, Unreachable) as error:
+                log.info("the log of attempt %s from %s: %s", fence, peer[:8], error)
+        raise _nobody_has_it()
+
+    async def _log_at(
+        self, peer: PeerId, fence: Fence, *, offset: int = 0, tail: int | None = None, follow: bool = False
+    ) -> AsyncIterator[Chunk]:
+        """As `log`, from this peer. Only a followed log may be silent for long."""
+        query = f"follow={int(follow)}&offset={offset}" + (f"&tail={tail}" if tail is not None else "")
+        reader = FrameReader()
+        quiet = None if follow else STREAM_QUIET_SECONDS
+        async with self._client.stream(peer, f"/attempts/{fence}/log?{query}", quiet=quiet) as chunks:
+            async for data in chunks:
+                for frame in reader.feed(data):
+                    yield decode_chunk(*frame)
 
     async def manifest(self, fence: Fence, runner: PeerId) -> Manifest:
         """The output files of an attempt that ended."""
@@ -166,26 +192,19 @@ class Transfers:
             yield chunks
 
     @asynccontextmanager
-    async def _first_that_has(self, path: str, runner: PeerId, *, follow: bool = False) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The answer of the first peer that has the attempt: the runner, else a keeper of its copy.
-
-        With `follow` it may be silent for as long as gossip holds the peer alive.
-        """
+    async def _first_that_has(self, path: str, runner: PeerId) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The answer of the first peer that has the attempt: the runner, else a keeper of its copy."""
         others = [peer for peer in self._others() if peer != runner]
         async with AsyncExitStack() as streams:
             for peer in [runner, *others]:
-                stream = self._client.stream(peer, path, quiet=None) if follow else self._client.stream(peer, path)
                 try:
-                    chunks = await streams.enter_async_context(stream)
+                    chunks = await streams.enter_async_context(self._client.stream(peer, path))
                 except (PeerError, Unreachable) as error:
                     log.info("%s from %s: %s", path, peer[:8], error)
                     continue
-                yield while_checked(chunks, functools.partial(self._check_alive, peer)) if follow else chunks
+                yield chunks
                 return
-        raise TaskFailed(
-            "the peer that ran this attempt does not answer and nobody keeps a copy",
-            "try again when it is back: `meshq peers` shows who is missing",
-        )
+        raise _nobody_has_it()
 
     def _check_alive(self, peer: PeerId) -> None:
         if peer not in self._others():
@@ -205,9 +224,15 @@ class Transfers:
         """Fetch log and outputs of an attempt of `runner` and keep them."""
         manifest = await self.manifest(fence, runner)
         async with self._files.new_copy(fence, manifest) as copy:
-            async with self._client.stream(runner, f"/attempts/{fence}/log?follow=0") as chunks:
-                async for chunk in chunks:
-                    await asyncio.to_thread(copy.write_log, chunk)
+            async for chunk in self._log_at(runner, fence):
+                await asyncio.to_thread(copy.write_log, chunk)
             for file in manifest.files:
                 async with self._client.stream(runner, f"/attempts/{fence}/outputs/{quote(file.path)}") as chunks:
                     await copy.write_output(file, chunks)
+
+
+def _nobody_has_it() -> TaskFailed:
+    return TaskFailed(
+        "the peer that ran this attempt does not answer and nobody keeps a copy",
+        "try again when it is back: `meshq peers` shows who is missing",
+    )

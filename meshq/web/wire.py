@@ -1,8 +1,10 @@
-"""What peers say to each other over HTTPS, apart from gossip's and the ledger's own messages: object ids and manifests."""
+"""What peers say to each other over HTTPS, apart from gossip's and the ledger's own messages: object ids, manifests, logs."""
 
 from dataclasses import dataclass
 from typing import Final
 
+from meshq import pieces
+from meshq.exec.logs import Chunk
 from meshq.ids import ObjectId, is_object_id
 from meshq.task import OutputFile
 
@@ -38,3 +40,13 @@ class Manifest:
 
     files: tuple[OutputFile, ...]
     skipped: int = 0
+
+
+def encode_chunk(chunk: Chunk) -> bytes:
+    """A piece of a log, for a peer that knows which log: framed as `meshq.pieces` says."""
+    return pieces.frame({"offset": chunk.offset}, chunk.data)
+
+
+def decode_chunk(header: pieces.Header, data: bytes) -> Chunk:
+    """MalformedData if the header lacks a sensible offset."""
+    return Chunk(data, pieces.number(header, "offset", pieces.OFFSET_MAX))

@@ -15,13 +15,14 @@ from urllib.parse import urlsplit
 
 from meshq import control
 from meshq.config import Home
+from meshq.pieces import Piece, encode_piece
 
 COOKIE = "a-cookie-for-tests"
 
 
 @dataclass
 class Answer:
-    """What to answer: a document, bytes (chunked if `chunks` has any, then cut off if `cut`), or an error."""
+    """What to answer: a document, bytes (chunked if `chunks` has any), or an error; cut off in its middle if `cut`."""
 
     document: Any = None
     status: int = 200
@@ -31,6 +32,25 @@ class Answer:
 
 def error(code: str, message: str, hint: str = "", status: int = 400) -> Answer:
     return Answer({"error": {"code": code, "message": message, "hint": hint}}, status)
+
+
+def pieces(*texts: bytes, attempt: int = 1, offset: int = 0, cut: bool = False) -> Answer:
+    """A followed log: these pieces of one attempt, the first of which stands at `offset`."""
+    frames = [encode_piece(piece(attempt, offset))]
+    for text in texts:
+        frames.append(encode_piece(piece(attempt, offset, text)))
+        offset += len(text)
+    return Answer(chunks=tuple(frames), cut=cut)
+
+
+def piece(attempt: int, offset: int, data: bytes = b"", broke_off: bool = False) -> Piece:
+    fence, peer = f"{attempt}.{'p' * 26}.1.7", f"lab-{attempt}"
+    return Piece(fence=fence, attempt=attempt, peer=peer, offset=offset, data=data, broke_off=broke_off)
+
+
+def together(*answers: Answer) -> Answer:
+    """One answer with all their chunks, cut if the last one is."""
+    return Answer(chunks=tuple(chunk for answer in answers for chunk in answer.chunks or ()), cut=answers[-1].cut)
 
 
 @dataclass
@@ -78,7 +98,8 @@ class _Handler(BaseHTTPRequestHandler):
             data = json.dumps(answer.document).encode()
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            self.wfile.write(data[: len(data) // 2] if answer.cut else data)
+            self.close_connection |= answer.cut
             return
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()

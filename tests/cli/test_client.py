@@ -2,6 +2,8 @@
 
 import threading
 from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -10,9 +12,10 @@ from meshq.client import AgentGone, Client, exit_code
 from meshq.config import OBJECTS_BATCH_BYTES, Home
 from meshq.documents import STATUSES
 from meshq.errors import ERROR_KINDS, MeshqError, Unreachable
+from meshq.pieces import encode_piece
 from meshq.task import Status
 from tests.cli.builders import OTHER, TASK, task, waited
-from tests.cli.small_agent import Answer, SmallAgent, error, running
+from tests.cli.small_agent import Answer, SmallAgent, error, piece, pieces, running, together
 
 
 def test_calls_share_one_connection_and_each_shows_the_cookie(agent: SmallAgent) -> None:
@@ -103,36 +106,60 @@ def test_a_stream_that_breaks_off_is_no_end(agent: SmallAgent) -> None:
             next(stream)
 
 
+def followed(agent: SmallAgent, **options: Any) -> bytes:
+    with Client(agent.home) as client:
+        return b"".join(piece.data for piece in client.follow_log("t", **options))
+
+
+def log_queries(agent: SmallAgent) -> list[str]:
+    return [unquote(request.partition("?")[2]) for request, _ in agent.requests if "/log" in request]
+
+
 def test_a_followed_log_goes_on_where_it_broke_off(agent: SmallAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "RECONNECT_PAUSE_SECONDS", 0.01)
-    agent.set("GET /v1/tasks/t/wait", waited("running", None, final=False))
+    agent.set("GET /v1/tasks/t/wait", waited("running", None, final=False, id="t"))
     agent.set(
         "GET /v1/tasks/t/log",
-        Answer(chunks=(b"one\n", b"tw"), cut=True),
-        Answer(chunks=(b"on", b"e\ntwo\n"), cut=True),
-        Answer(chunks=(b"one\ntwo\nthree\n",)),
+        Answer(chunks=(), cut=True),
+        pieces(b"two\n", b"thr", offset=4, cut=True),
+        pieces(offset=11, cut=True),
+        together(pieces(b"ee\n", offset=11), pieces(b"again\n", attempt=2, cut=True)),
+        pieces(b"end\n", attempt=2, offset=6),
     )
-    with Client(agent.home) as client:
-        assert b"".join(client.follow_log("t")) == b"one\ntwo\nthree\n"
+    assert followed(agent, tail=2) == b"two\nthree\nagain\nend\n"
+    first, second = piece(1, 0).fence, piece(2, 0).fence
+    assert log_queries(agent) == [
+        "follow=1&tail=2",
+        "follow=1&tail=2",
+        f"follow=1&from={first}:11",
+        f"follow=1&from={first}:11",
+        f"follow=1&from={second}:6",
+    ]
 
 
-def test_a_followed_log_of_another_attempt_is_shown_from_its_beginning(
-    agent: SmallAgent, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_piece_that_was_cut_in_its_middle_is_asked_for_again(agent: SmallAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "RECONNECT_PAUSE_SECONDS", 0.01)
-    agent.set("GET /v1/tasks/t/wait", waited("running", None, attempt=1), waited("running", None, attempt=2))
-    agent.set("GET /v1/tasks/t/log", Answer(chunks=(b"first",), cut=True), Answer(chunks=(b"second",)))
-    with Client(agent.home) as client:
-        assert b"".join(client.follow_log("t")) == b"firstsecond"
+    whole = encode_piece(piece(1, 0, b"one\n"))
+    agent.set("GET /v1/tasks/t/wait", waited("running", None, final=False, id="t"))
+    agent.set("GET /v1/tasks/t/log", Answer(chunks=(whole, whole[:-2]), cut=True), pieces(b"two\n", offset=4))
+    assert followed(agent, attempt=1) == b"one\ntwo\n"
+    assert log_queries(agent) == ["follow=1&attempt=1", f"follow=1&attempt=1&from={piece(1, 0).fence}:4"]
 
 
 def test_a_log_that_never_comes_is_given_up(agent: SmallAgent, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "RECONNECT_PAUSE_SECONDS", 0.0)
-    agent.set("GET /v1/tasks/t/wait", waited("running", None, final=False))
+    agent.set("GET /v1/tasks/t/wait", waited("running", None, final=False, id="t"))
     agent.set("GET /v1/tasks/t/log", Answer(chunks=(), cut=True))
     with Client(agent.home) as client, pytest.raises(AgentGone):
         list(client.follow_log("t"))
     assert len([request for request, _ in agent.requests if "/log" in request]) == client_module.RECONNECTS_MAX + 1
+
+
+def test_an_answer_that_was_cut_in_its_middle_is_asked_for_again(agent: SmallAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "RECONNECT_PAUSE_SECONDS", 0.01)
+    agent.set("GET /v1/tasks/t/wait", Answer(waited(), cut=True), waited("failed", 9))
+    with Client(agent.home) as client:
+        assert client.result("t")["exit_code"] == 9
 
 
 def test_a_peer_that_is_out_of_reach_is_reported_at_once(agent: SmallAgent) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from meshq.pieces import encode_piece
 from tests.cli.builders import OTHER, TASK, peer, queue, status, submitted, task, waited
 from tests.cli.conftest import Meshq
-from tests.cli.small_agent import Answer, SmallAgent, error, running
+from tests.cli.small_agent import Answer, SmallAgent, error, piece, pieces, running, together
 
 STATUS = status([peer("lab-1"), peer("lab-2", liveness="dead")], [queue("default")])
 ME = {
@@ -53,6 +54,11 @@ WRONG_USAGE = [
     (["tasks", "--quene", "x"], "error: no such option `--quene`"),
     (["show"], "error: missing argument `TASK`"),
     (["tasks", "--status", "done"], "error: --status: `done` is no status"),
+    (["tasks", "--limit", "0"], "error: --limit: 0 is out of range"),
+    (["tasks", "--limit", "1000001"], "error: --limit: 1000001 is out of range"),
+    (["show", ""], "error: `` names no task"),
+    (["logs", " "], "error: ` ` names no task"),
+    (["wait", "t", ".."], "error: `..` names no task"),
     (["leave", "--timeout", "5"], "error: `--timeout` is only possible with `--drain`"),
     (["submit", "--docker", "image", "x.py"], "error: `--docker` is not supported yet"),
     (["submit", "--manager", "conda", "x.py"], "error: `--manager conda` is not supported yet"),
@@ -188,6 +194,20 @@ def test_logs_in_a_pipe_are_the_bytes_that_were_written(meshq: Meshq, agent: Sma
     assert agent.requests[0][0] == "GET /v1/tasks/t/log?attempt=2&tail=5"
 
 
+def test_what_is_said_about_a_followed_log_goes_to_stderr(meshq: Meshq, agent: SmallAgent) -> None:
+    broken = Answer(chunks=(encode_piece(piece(1, 10, broke_off=True)),))
+    agent.set("GET /v1/tasks/t", task(id=TASK))
+    agent.set(f"GET /v1/tasks/{TASK}/wait", waited())
+    agent.set(f"GET /v1/tasks/{TASK}/log", together(pieces(b"no newline"), broken, pieces(b"whole\n", attempt=2)))
+    done = meshq("logs", "t", "--follow")
+    assert (done.returncode, done.stdout) == (0, b"no newlinewhole\n")
+    assert done.stderr == b"\n--- the log of attempt 1 on lab-1 broke off ---\n--- attempt 2 on lab-2 ---\n"
+
+
+def test_logs_follow_fails_at_once_where_no_agent_runs(meshq: Meshq) -> None:
+    assert meshq("logs", "t", "--follow").returncode == 69
+
+
 WAITS = [
     ([waited()], 0),
     ([waited("failed", 7)], 7),
@@ -250,7 +270,7 @@ def test_ctrl_c_detaches_with_130_and_says_that_the_task_goes_on(agent: SmallAge
     agent.set("POST /v1/tasks", submitted(["lab-1", "lab-2"]))
     agent.set(f"GET /v1/tasks/{TASK}", task())
     agent.set(f"GET /v1/tasks/{TASK}/wait", waited("running", None, final=False))
-    agent.set(f"GET /v1/tasks/{TASK}/log", Answer(chunks=(b"line\n",), cut=True))
+    agent.set(f"GET /v1/tasks/{TASK}/log", pieces(b"line\n", cut=True))
     with start(agent, *command) as waiting:
         until_asked(agent, f"/{TASK}/wait")
         waiting.send_signal(signal.SIGINT)
@@ -266,8 +286,7 @@ def test_waiting_goes_on_when_the_agent_is_restarted(tmp_path: Path) -> None:
             agent.set(f"GET /v1/tasks/{TASK}/wait", waited("running", None, final=False))
             process = stack.enter_context(start(agent, "wait", TASK))
             until_asked(agent, "/wait")
-        with running(tmp_path / "home") as agent:
-            agent.set(f"GET /v1/tasks/{TASK}/wait", waited("failed", 9))
+        with running(tmp_path / "home", {f"GET /v1/tasks/{TASK}/wait": waited("failed", 9)}):
             assert process.wait(30) == 9
 
 
@@ -279,7 +298,7 @@ def an_agent_that_stores(agent: SmallAgent, *stored_on: str) -> None:
     agent.set("POST /v1/objects/missing", {"ids": []})
     agent.set("POST /v1/tasks", submitted(list(stored_on)))
     agent.set(f"GET /v1/tasks/{TASK}/wait", waited("failed", 3))
-    agent.set(f"GET /v1/tasks/{TASK}/log", Answer(chunks=(b"epoch 1\n", b"epoch 2\n")))
+    agent.set(f"GET /v1/tasks/{TASK}/log", pieces(b"epoch 1\n", b"epoch 2\n"))
 
 
 def test_submit_in_a_pipe_prints_the_bare_id(meshq: Meshq, agent: SmallAgent) -> None:
@@ -301,6 +320,42 @@ def test_submit_with_options_behind_the_script_names_them(meshq: Meshq, agent: S
     assert b"note: `--queue gpu` was taken by meshq; put `--` before the script's own options\n" in done.stderr
     [body] = [json.loads(body) for request, body in agent.requests if request == "POST /v1/tasks"]
     assert body["specs"][0]["argv"] == ["train.py", "--lr", "0.1", "--wait"]
+
+
+def test_a_misspelt_option_is_remarked_on_unless_two_dashes_say_whose_it_is(
+    meshq: Meshq, agent: SmallAgent, tmp_path: Path
+) -> None:
+    an_agent_that_stores(agent, "lab-1", "lab-2")
+    (tmp_path / "train.py").write_text("print(1)\n")
+    assert b"`--quene` goes to the script" in meshq("submit", "train.py", "--quene", "x").stderr
+    assert b"--quene" not in meshq("submit", "train.py", "--", "--quene", "x").stderr
+
+
+def test_a_command_goes_with_the_folder_of_the_file_that_it_names(meshq: Meshq, agent: SmallAgent, tmp_path: Path) -> None:
+    an_agent_that_stores(agent, "lab-1", "lab-2")
+    (tmp_path / "s.sh").write_text("#!/bin/sh\n")
+    done = meshq("submit", "--", "./s.sh", "q")
+    assert (done.returncode, done.stderr.decode()) == (
+        0, f"note: {tmp_path} goes along, for the command names `./s.sh`\n",
+    )  # fmt: skip
+    [spec] = json.loads(agent.requests[-1][1])["specs"]
+    assert spec["source"]["commit"] is not None
+    done = meshq("submit", "--", "echo", "hi")
+    assert done.stderr == b"note: nothing of this folder is sent; `--workdir .` takes it along\n"
+    [spec] = json.loads(agent.requests[-1][1])["specs"]
+    assert spec["source"]["commit"] is None
+
+
+def test_submit_and_wait_says_in_one_line_how_it_failed_and_where_to_look(meshq: Meshq, agent: SmallAgent) -> None:
+    an_agent_that_stores(agent, "lab-1", "lab-2")
+    agent.set(f"GET /v1/tasks/{TASK}/wait", waited("failed", 5, reason="exit code 5"))
+    done = meshq("submit", "--wait", "--", "false")
+    assert (done.returncode, done.stdout) == (5, f"{TASK}\n".encode())
+    assert done.stderr.decode() == (
+        f"note: train ({TASK}) failed on lab-2 with exit code 5; `meshq logs {TASK[:8]}` shows what it wrote\n"
+    )
+    agent.set(f"GET /v1/tasks/{TASK}/wait", waited())
+    assert meshq("submit", "--wait", "--", "true").stderr == b""
 
 
 def test_submit_sends_the_objects_that_the_agent_lacks(meshq: Meshq, agent: SmallAgent, tmp_path: Path) -> None:
@@ -365,6 +420,23 @@ def test_cancel_asks_for_all_tasks_before_it_cancels_the_first(meshq: Meshq, age
 def test_retry_prints_the_new_id(meshq: Meshq, agent: SmallAgent) -> None:
     agent.set("POST /v1/tasks/t/retry", submitted(["lab-1", "lab-2"]))
     assert meshq("retry", "t").stdout.decode() == f"{TASK}\n"
+
+
+def test_a_refused_retry_gives_no_advice_that_retry_can_not_follow(meshq: Meshq, agent: SmallAgent) -> None:
+    hint = "lab-1 has no GPU\nchange what it needs, or keep it for a later peer with --hold"
+    agent.set("POST /v1/tasks/t/retry", error("unplaceable", "nobody could run it", hint, 409))
+    done = meshq("retry", "t")
+    assert done.returncode == 75
+    assert done.stderr.decode() == (
+        "error: nobody could run it\nhint: lab-1 has no GPU\njoin a machine that fits, then retry it\n"
+    )
+
+
+def test_help_speaks_plainly_of_arguments_and_of_the_last_join(meshq: Meshq) -> None:
+    shown = meshq("show", "--help").stdout.decode()
+    assert "Usage: meshq show [OPTIONS] TASK\n" in shown and "<str>" not in shown
+    assert "those of the last join" in " ".join(meshq("join", "--help").stdout.decode().split())
+    assert "..." not in meshq("--help").stdout.decode().partition("Commands:")[2]
 
 
 def test_key_prints_the_key_alone_and_leave_says_who_left(meshq: Meshq, agent: SmallAgent) -> None:

@@ -145,6 +145,14 @@ def test_the_agent_gets_the_key_through_a_pipe_and_never_by_arguments_or_environ
         assert json.loads(pipe.read()) == {"name": "lab-1", "key": "mq1-secret", "new": False, "detach": False}
 
 
+def test_a_home_that_is_a_file_is_said_and_the_file_is_left_alone(meshq: Meshq, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    done = meshq("join", MESHQ_HOME=str(tmp_path / "notes.txt"))
+    assert done.returncode == 2
+    assert done.stderr.decode().endswith("notes.txt is a file\nhint: set MESHQ_HOME to a folder\n")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_options_that_fit_into_no_pipe_are_refused() -> None:
     with pytest.raises(UsageError, match="at most"):
         join._become_agent({"seeds": ["x" * 100] * 1000})

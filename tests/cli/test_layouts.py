@@ -43,7 +43,7 @@ def a_lab() -> list[str]:
         peer("lab-3", draining=True),
         peer("workstation-of-the-third-floor", liveness="suspect", cpu=None, used=None, free=1, slots=1),
         peer("lab-5", liveness="dead", telemetry_age_seconds=754.0),
-        peer("lab-6", problem="the disk is full", free=0, slots=4),
+        peer("lab-6", problem="the disk is full", free=4, slots=4, gpus=[gpu(0)]),
         peer("lab-7", cpu=None, used=None, memory_bytes=None, free=None, slots=None),  # type: ignore[arg-type]  # not heard yet
     ]  # fmt: skip
     queues = [
@@ -83,8 +83,9 @@ def no_tasks() -> list[str]:
 def a_task_that_moved() -> list[str]:
     document = task(
         "train", TASK, "succeeded", priority=5, exit_code=0, started_at=before(minutes=5), ended_at=before(seconds=30),
-        retry_of=OTHER, outputs=[{"path": "model.npz", "bytes": 3 * 2**20}, {"path": "plots/loss.png", "bytes": 81_234}],
-        outputs_total=112,
+        retry_of=OTHER, outputs=[{"path": "model.npz", "bytes": 3 * 2**20}, {"path": "plots/loss.png", "bytes": 81_234},
+                             {"path": f"{'a-very-long-name-' * 15}.csv", "bytes": 5}],
+        outputs_total=113,
         attempts=[
             attempt(1, "lab-1", "lost", started_at=before(minutes=20), ended_at=before(minutes=6),
                     reason="lab-1 died and was silent for 8 s"),
@@ -152,6 +153,12 @@ def test_what_other_machines_say_can_not_steer_the_terminal() -> None:
         *layouts.doctor_lines({"checks": [{"name": evil, "ok": True, "detail": evil}], "counters": {evil: 1}}, 200, plain),
     ]
     assert [line for line in lines if "\x1b" in line or "\x07" in line] == []
+
+
+def test_in_a_pipe_the_name_of_an_output_is_whole_and_ends_its_line() -> None:
+    name = "x" * 250
+    lines = layouts.show_lines(task(outputs=[{"path": name, "bytes": 5}]), NOW, 10_000, plain)
+    assert lines[-2:] == ["SIZE  OUTPUT", f"  5B  {name}"]
 
 
 def test_names_and_ids_are_whole_where_there_is_room() -> None:

@@ -77,4 +77,6 @@ def test_who_waits_is_told_what_happens_until_the_task_runs(agent: SmallAgent, t
         "queued: no machine has a free slot",
         "preparing on lab-2",
     ]
-    assert seen.splitlines()[-1] == "train failed on lab-2 with exit code 2: it broke"
+    assert seen.splitlines()[-1] == (
+        f"note: train ({TASK}) failed on lab-2 with exit code 2: it broke; `meshq logs {TASK[:8]}` shows what it wrote"
+    )

@@ -124,7 +124,7 @@ async def line_of(path: Path, beginning: str) -> str:
     text = ""
     async with asyncio.timeout(LIMIT_SECONDS):
         async for chunk in logs.follow(path, 0, lambda: False):
-            text += chunk.decode()
+            text += chunk.data.decode()
             for line in text.splitlines(keepends=True):
                 if line.startswith(beginning) and line.endswith("\n"):
                     return line[len(beginning) :].strip()

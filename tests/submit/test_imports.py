@@ -30,7 +30,7 @@ try:
 except (ModuleNotFoundError, AttributeError):
     import tomli
 try:
-    import required_after_all
+    import handled_otherwise
 except ValueError:
     pass
 def late():
@@ -45,14 +45,26 @@ def late():
     write(tmp_path / "package" / "other.py")
     write(tmp_path / "package" / "sibling.py", "import train\n")
     found = scan(script)
-    assert sorted(found.needed) == [
-        "by_name.deep", "google.cloud.storage", "lazily", "numpy", "pandas", "required_after_all", "sklearn.datasets", "torch",
-    ]  # fmt: skip
+    assert sorted(found.needed) == ["google.cloud.storage", "numpy", "pandas", "sklearn.datasets", "torch"]
+    assert sorted(found.late) == ["by_name.deep", "handled_otherwise", "lazily"]
     assert sorted(found.optional) == ["cupy", "tomli"]
     assert found.needed["torch"] == "helper.py:1"
     assert sorted(str(path.relative_to(tmp_path)) for path in found.local) == [
         "helper.py", "package/__init__.py", "package/inner.py", "package/other.py", "package/sibling.py",
     ]  # fmt: skip
+
+
+def test_what_a_module_imports_comes_no_sooner_than_the_module(tmp_path: Path) -> None:
+    write(tmp_path / "early.py", "import numpy\n")
+    write(tmp_path / "late.py", "import pandas\nimport early\nclass Here:\n    import torch\n")
+    write(tmp_path / "perhaps.py", "import cupy\n")
+    script = write(
+        tmp_path / "train.py",
+        "def f():\n    import late, early\nimport early\ntry:\n    import perhaps\nexcept ImportError:\n    import late\n",
+    )
+    found = scan(script)
+    assert (list(found.needed), sorted(found.late), list(found.optional)) == (["numpy"], ["pandas", "torch"], ["cupy"])
+    assert [path.name for path in found.local] == ["early.py", "late.py", "perhaps.py"]
 
 
 def test_a_file_that_is_no_python_of_ours_is_named_and_not_fatal(tmp_path: Path) -> None:

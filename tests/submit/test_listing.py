@@ -211,8 +211,10 @@ def test_a_submodule_that_is_not_checked_out_is_named(tmp_path: Path, cache: Pat
     git(top, "-c", "protocol.file.allow=always", "submodule", "add", "-q", str(library), "vendored")
     commit_all(top)
     git(top, "submodule", "deinit", "-q", "-f", "vendored")
-    [warning] = snapshot(None, top, cache=cache).warnings
-    assert "vendored is not checked out" in warning
+    taken = snapshot(None, top, cache=cache)
+    [warning] = taken.warnings
+    assert "vendored is not checked out, so it stays behind" in warning
+    assert paths_in(taken) == {b".gitmodules"}
 
 
 def test_filters_of_the_repository_do_not_touch_what_is_sent(tmp_path: Path, cache: Path) -> None:

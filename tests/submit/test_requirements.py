@@ -202,6 +202,18 @@ def test_a_name_that_nobody_knows_is_asked_for_never_guessed(tmp_path: Path, act
     assert "--requirements" in caught.value.hint
 
 
+def test_an_import_that_may_never_be_reached_is_named_and_stops_nothing(tmp_path: Path, activated: dict[str, str]) -> None:
+    script = write(
+        tmp_path / "train.py",
+        "import thing\ndef plot():\n    import unheard_of.deep, editable, torchish, PIL\n"
+        "try:\n    import another\nfinally:\n    pass\ntry:\n    import speedups\nexcept ImportError:\n    pass\n",
+    )
+    found = find_requirements(script, None, environ=activated)
+    assert found.lines == ("Some-Thing==1.5", "pillow", "torchish==2.13.0")
+    [note] = found.notes
+    assert "no package is known for another (train.py:5), editable (train.py:3), unheard_of (train.py:3)" in note
+
+
 def test_a_package_that_is_only_a_folder_here_is_refused(tmp_path: Path, activated: dict[str, str]) -> None:
     script = write(tmp_path / "train.py", "import editable\n")
     with pytest.raises(UsageError, match=r"editable \(train.py:1\) is installed from /home/me/editable"):

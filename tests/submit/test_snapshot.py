@@ -72,14 +72,73 @@ def test_an_ignored_script_goes_anyway_with_the_modules_that_it_imports(tmp_path
     assert paths_in(taken) == {b".gitignore", b"scratch/try.py", b"scratch/near.py"}
 
 
-def test_a_command_takes_the_repository_that_it_starts_in_and_nothing_elsewhere(tmp_path: Path, cache: Path) -> None:
-    top = repository(tmp_path / "work")
-    write(top / "sub" / "a.py")
-    taken = snapshot(None, None, cwd=top / "sub", cache=cache)
-    assert (taken.folder, taken.script, paths_in(taken)) == ("sub", "", {b"sub/a.py"})
-    write(tmp_path / "elsewhere" / "a.py")
-    nothing = snapshot(None, None, cwd=tmp_path / "elsewhere", cache=cache)
+NAMES_FILES = ["./s.sh q", "sh s.sh", "cat data", "prog --config=conf/a.yaml", "python -m pkg.train", "python -m pkg", "ls ."]
+NAMES_NONE = [
+    "echo hi",
+    "nvidia-smi -L",
+    "cat ../outside",
+    "cat /etc/passwd",
+    "sh -c ./s.sh;true",
+    "python -m pkg.none",
+    "x" * 5000,
+]
+
+
+def a_project(top: Path) -> Path:
+    for name in ("s.sh", "data/x.csv", "conf/a.yaml", "pkg/train.py", "../outside"):
+        write(top / name)
+    return top
+
+
+@pytest.mark.parametrize("command", NAMES_FILES)
+def test_a_command_that_names_something_in_the_folder_takes_the_folder_along(tmp_path: Path, cache: Path, command: str) -> None:
+    top = a_project(tmp_path / "plain")
+    taken = snapshot(None, None, command=command.split(), cwd=top, cache=cache)
+    assert paths_in(taken) == {b"s.sh", b"data/x.csv", b"conf/a.yaml", b"pkg/train.py"}
+    [note] = taken.warnings
+    assert note.startswith(f"{top} goes along, for the command names `")
+
+
+@pytest.mark.parametrize("command", NAMES_NONE, ids=lambda command: command[:20])
+def test_a_command_that_names_nothing_there_sends_nothing_and_says_so(tmp_path: Path, cache: Path, command: str) -> None:
+    top = a_project(repository(tmp_path / "work"))
+    nothing = snapshot(None, None, command=command.split(), cwd=top, cache=cache)
     assert (nothing.commit, dict(nothing.objects)) == (None, {})
+    assert nothing.warnings == ("nothing of this folder is sent; `--workdir .` takes it along",)
+
+
+def test_a_command_by_its_absolute_path_or_in_an_empty_folder_is_not_remarked_on(tmp_path: Path, cache: Path) -> None:
+    write(tmp_path / "plain" / "a.txt")
+    assert snapshot(None, None, command=["/bin/true"], cwd=tmp_path / "plain", cache=cache).warnings == ()
+    (tmp_path / "empty").mkdir()
+    assert snapshot(None, None, command=["true"], cwd=tmp_path / "empty", cache=cache).warnings == ()
+
+
+def test_a_command_in_a_repository_takes_all_of_it_and_the_named_files_that_it_ignores(tmp_path: Path, cache: Path) -> None:
+    top = repository(tmp_path / "work")
+    for name, text in (
+        (".gitignore", "build/\n"),
+        ("sub/a.py", ""),
+        ("other.py", ""),
+        ("sub/build/prog", ""),
+        ("sub/build/x", ""),
+    ):
+        write(top / name, text)
+    taken = snapshot(None, None, command=["build/prog"], cwd=top / "sub", cache=cache)
+    assert (taken.folder, taken.script) == ("sub", "")
+    assert paths_in(taken) == {b".gitignore", b"sub/a.py", b"other.py", b"sub/build/prog"}
+
+
+def test_of_a_home_folder_only_the_files_that_a_command_names_go(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "s.sh")
+    write(tmp_path / "private.txt")
+    write(tmp_path / "folder" / "x")
+    taken = snapshot(None, None, command=["sh", "s.sh", "folder"], cwd=tmp_path, cache=cache)
+    assert paths_in(taken) == {b"s.sh"}
+    assert snapshot(None, None, command=["ls", "folder"], cwd=tmp_path, cache=cache).commit is None
 
 
 def test_workdir_says_which_folder_goes_and_where_the_task_starts(tmp_path: Path, cache: Path) -> None:
@@ -91,6 +150,14 @@ def test_workdir_says_which_folder_goes_and_where_the_task_starts(tmp_path: Path
         snapshot(Path("project/src/train.py"), Path("cache"), cwd=write(tmp_path / "cache" / "x").parent.parent, cache=cache)
     with pytest.raises(UsageError, match="is no folder"):
         snapshot(None, Path("nowhere"), cwd=tmp_path, cache=cache)
+
+
+def test_the_home_of_the_agent_never_travels(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MESHQ_HOME", str(tmp_path / "work" / "home"))
+    for name in ("home/trust/mesh.key", "home-made.py", "s.sh"):
+        write(tmp_path / "work" / name)
+    taken = snapshot(None, None, command=["./s.sh", "home/trust/mesh.key"], cwd=tmp_path / "work", cache=cache)
+    assert paths_in(taken) == {b"home-made.py", b"s.sh"}
 
 
 def test_the_same_files_give_the_same_commit_wherever_and_whenever(tmp_path: Path, cache: Path) -> None:

@@ -56,12 +56,16 @@ def test_a_task_of_the_gpu_queue_gets_one_gpu_unless_it_says_otherwise(submit: B
     assert submit(SubmitOptions(script="train.py"))[0].needs.gpus == 0
 
 
-def test_a_command_runs_as_it_is_with_files_only_from_a_repository(submit: Build, work: Path) -> None:
+def test_a_command_runs_as_it_is_with_the_files_that_it_names(submit: Build, work: Path) -> None:
     spec, source, notes = submit(SubmitOptions(command=("nvidia-smi", "-L")))
     assert (spec.name, spec.argv, spec.environment.needs_python) == ("nvidia-smi", ("nvidia-smi", "-L"), False)
-    assert (spec.source, source.objects, notes) == (Source(), {}, [])
+    assert (spec.source, source.objects, notes) == (
+        Source(), {}, ["nothing of this folder is sent; `--workdir .` takes it along"],
+    )  # fmt: skip
     repository(work)
-    assert submit(SubmitOptions(command=("make",)))[0].source.commit is not None
+    assert submit(SubmitOptions(command=("make",)))[0].source.commit is None
+    spec, _, notes = submit(SubmitOptions(command=("python3", "train.py")))
+    assert (spec.source.commit is not None, notes) == (True, [f"{work} goes along, for the command names `train.py`"])
 
 
 def test_a_python_command_gets_an_environment_if_it_asks_for_one(submit: Build, work: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from meshq.config import Home
 from meshq.errors import PeerError, StoreError, TaskFailed
+from meshq.exec.logs import Chunk
 from meshq.ids import Fence
 from meshq.task import OutputFile
 from meshq.web.attempt_files import AttemptFiles
@@ -39,6 +40,10 @@ async def joined(chunks: AsyncIterator[bytes]) -> bytes:
     return b"".join([chunk async for chunk in chunks])
 
 
+async def text(chunks: AsyncIterator[Chunk]) -> bytes:
+    return b"".join([chunk.data async for chunk in chunks])
+
+
 def file(path: str, data: bytes) -> OutputFile:
     return OutputFile(path=path, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
@@ -48,8 +53,16 @@ async def chunks_of(data: bytes) -> AsyncIterator[bytes]:
 
 
 def test_the_log_is_read_whole_or_from_its_last_lines(own: AttemptFiles) -> None:
-    assert asyncio.run(joined(own.log(FENCE, tail=None, follow=True))) == b"one\ntwo\n"
-    assert asyncio.run(joined(own.log(FENCE, tail=1, follow=False))) == b"two\n"
+    assert asyncio.run(text(own.log(FENCE, tail=None, follow=True))) == b"one\ntwo\n"
+    assert asyncio.run(text(own.log(FENCE, tail=1, follow=False))) == b"two\n"
+    assert asyncio.run(text(own.log(FENCE, offset=2, tail=None, follow=False))) == b"e\ntwo\n"
+
+
+def test_the_first_chunk_is_empty_and_says_where_the_log_begins(own: AttemptFiles) -> None:
+    async def first() -> Chunk:
+        return await anext(aiter(own.log(FENCE, tail=1, follow=True)))
+
+    assert asyncio.run(first()) == Chunk(b"", 4)
 
 
 def test_a_log_that_is_not_there_yet_is_followed_until_the_attempt_is_reported(home: Home) -> None:
@@ -58,7 +71,7 @@ def test_a_log_that_is_not_there_yet_is_followed_until_the_attempt_is_reported(h
     files = AttemptFiles(home)
 
     async def scenario() -> bytes:
-        following = asyncio.ensure_future(joined(files.log(FENCE, tail=None, follow=True)))
+        following = asyncio.ensure_future(text(files.log(FENCE, tail=None, follow=True)))
         await asyncio.sleep(0)
         (folder / "log").write_bytes(b"late\n")
         (folder / "reported").touch()
@@ -94,14 +107,27 @@ def test_a_copy_serves_like_the_original(home: Home) -> None:
 
     async def keep() -> None:
         async with files.new_copy(FENCE, manifest) as copy:
-            copy.write_log(b"hello\n")
+            copy.write_log(Chunk(b"hello\n", 0))
             await copy.write_output(manifest.files[0], chunks_of(b"x"))
 
     asyncio.run(keep())
     assert files.has(FENCE)
     assert files.manifest(FENCE) == manifest
-    assert asyncio.run(joined(files.log(FENCE, tail=None, follow=True))) == b"hello\n"
+    assert asyncio.run(text(files.log(FENCE, tail=None, follow=True))) == b"hello\n"
     assert asyncio.run(joined(files.output(FENCE, "a/b"))) == b"x"
+
+
+def test_in_a_copy_a_hole_stays_a_hole_so_that_offsets_mean_the_same(home: Home) -> None:
+    files = AttemptFiles(home)
+    original = [Chunk(b"", 0), Chunk(b"head\n".ljust(4096), 0), Chunk(b"tail\n", 2**20)]
+
+    async def keep() -> list[Chunk]:
+        async with files.new_copy(FENCE, Manifest(files=())) as copy:
+            for chunk in original:
+                copy.write_log(chunk)
+        return [chunk async for chunk in files.log(FENCE, tail=None, follow=False)]
+
+    assert asyncio.run(keep()) == original
 
 
 @pytest.mark.parametrize(
@@ -126,7 +152,7 @@ def test_copies_are_removed_when_they_were_kept_long_enough(home: Home) -> None:
 
     async def keep() -> None:
         async with files.new_copy(FENCE, Manifest(files=())) as copy:
-            copy.write_log(b"")
+            copy.write_log(Chunk(b"", 0))
 
     asyncio.run(keep())
     kept_at = (home.kept / FENCE).stat().st_mtime
