@@ -12,7 +12,7 @@ Certificates don't expire and time is not checked: clocks on lab machines lie, a
 anyhow. A key epoch, not a date, will be what evicts (design section 8).
 
 Limits: TLS 1.3 only, no session tickets (a resumed session would skip the check), one name a leaf.
-Reading: RFC 5280 4.1.2.5 (99991231235959Z), RFC 8410 (Ed25519 in X.509), facts/security-and-faults.md section 0.
+Reading: RFC 5280 4.1.2.5 (99991231235959Z), RFC 8410 (Ed25519 in X.509).
 """
 
 import datetime
