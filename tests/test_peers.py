@@ -65,6 +65,14 @@ def test_remembered_peers_count_as_dead_since_the_start_until_they_show_up() -> 
     assert (book.views()[OTHER].alive, book.name(OTHER)) == (True, "new")
 
 
+def test_what_a_remembered_peer_had_counts_until_it_says_something_newer() -> None:
+    book, had = peers(), Telemetry(slots_total=7)
+    book.remember(10.0, [KnownPeer(peer=OTHER, name="old", addresses=(), unseen_for=5.0, record=codec.encode(had))])
+    assert book.views()[OTHER].telemetry == had
+    book.handle_member(11.0, member(OTHER, liveness=Liveness.DEAD))
+    assert book.views()[OTHER].telemetry == had
+
+
 def test_the_peer_with_the_smaller_id_keeps_its_name() -> None:
     members = [member(ME, "lab"), member(OTHER, "lab")]
     assert free_name("lab", ME, members) == "lab"

@@ -14,7 +14,7 @@ from meshq.gossip.roster import KnownPeer
 from tests.gossip.builders import peer
 
 ALIVE = KnownPeer(peer=peer("a"), name="a", addresses=(Address("10.0.0.1", 1), Address("fd00::1", 2)), unseen_for=0)
-FAILED = KnownPeer(peer=peer("b"), name="b", addresses=(Address("10.0.0.2", 1),), unseen_for=600)
+FAILED = KnownPeer(peer=peer("b"), name="b", addresses=(Address("10.0.0.2", 1),), unseen_for=600, record=b"what it had")
 
 
 def test_alive_and_failed_peers_come_back_with_the_time_that_passed(tmp_path: Path) -> None:

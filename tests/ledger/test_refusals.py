@@ -1,5 +1,7 @@
 """A peer that can't take a row says so, and nobody counts on it."""
 
+from dataclasses import replace
+
 import pytest
 
 from meshq.ledger.effects import Push, PushReply, SendPush
@@ -26,3 +28,11 @@ def test_a_push_that_is_refused_is_answered_with_its_tasks_and_not_covered(monke
     first = born_where_first("b", "ac")
     reply, effects = core.handle_push(1.0, C, Push(number=1, rows=(first,), dots=(first.birth,)))
     assert (reply, effects, core.vector) == (PushReply(number=1, refused=(first.task,)), [], {})
+
+
+def test_a_row_whose_numbers_would_overflow_those_of_later_rows_is_refused() -> None:
+    core = among()
+    first = born_where_first("b", "ac")
+    far = replace(first, position=replace(first.position, value=2**60))
+    reply, _ = core.handle_push(1.0, C, Push(number=1, rows=(far,), dots=(far.birth,)))
+    assert (reply.refused, core.row(far.task)) == ((far.task,), None)
