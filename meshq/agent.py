@@ -22,47 +22,41 @@ import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final, NoReturn, assert_never
+from typing import Any, Final, NoReturn
 
-from meshq import codec, config, control, doctor, settings
+from meshq import codec, config, control, doctor, membership, record, settings
 from meshq.config import Home
-from meshq.errors import MeshqError, StoreError
+from meshq.errors import MeshqError
 from meshq.exec.checkout import checkout
-from meshq.exec.confine import landlock_abi
 from meshq.exec.environment import EnvironmentCache
 from meshq.exec.objects import ObjectStore
 from meshq.exec.shell import Callbacks, ExecShell
 from meshq.exec.worker import WorkerConfig
-from meshq.gossip import effects as gossip_effects
-from meshq.gossip.discovery import own_addresses
-from meshq.gossip.member import Address, Liveness, Member
-from meshq.gossip.profile import PROFILES
-from meshq.gossip.swim import Swim
-from meshq.gossip.transport import GossipShell
-from meshq.ids import Epoch, Fence, PeerId, TaskId
+from meshq.ids import Fence, PeerId, TaskId
 from meshq.ledger import timing as ledger_timing
 from meshq.ledger.core import Ledger
 from meshq.ledger.effects import Push, PushReply, SyncPage, SyncRequest
 from meshq.ledger.rendezvous import claimants
 from meshq.ledger.shell import Hooks, LedgerShell
 from meshq.ledger.store import Store
-from meshq.machine import gpus_allowed, measure, next_epoch, open_ports, store_epoch
-from meshq.meeting import Meeting
-from meshq.peers import Peers, free_name
+from meshq.machine import gpus_allowed, measure, open_ports
+from meshq.membership import Membership
 from meshq.settings import Settings
 from meshq.task import Claimed, Outcome, Telemetry
 from meshq.telemetry import publish
-from meshq.trust import cookie, hardening, identity, keys
-from meshq.trust.certificates import Credentials
-from meshq.trust.seal import Opener, Sealer, key_id
+from meshq.trust import cookie, hardening, identity
+from meshq.trust.keyholder import KeyHolder
+from meshq.trust.keyring import RING_BYTES_MAX
 from meshq.web.attempt_files import AttemptFiles
 from meshq.web.changes import THE_MESH, Changes
 from meshq.web.control_api import ControlApi
 from meshq.web.desk import AgentHooks, Desk, MeshFacts
-from meshq.web.documents import PeerFacts
 from meshq.web.gate import Gate, RequestLimiter, make_runner, user_source
+from meshq.web.key_exchange import EXCHANGE_SECONDS, RING_PATH, KeyExchange
+from meshq.web.key_steps import KeySteps
 from meshq.web.peer_api import PUSH_BYTES_MAX, PeerApi, share_of
 from meshq.web.peer_client import PeerClient
 from meshq.web.transfer import Transfers
@@ -71,9 +65,10 @@ log = logging.getLogger("meshq.agent")
 
 EXPIRE_SECONDS: Final = 3600.0
 TELEMETRY_SECONDS: Final = 10.0  # design section 4; changes of capacity go out at once
-WATCH_SECONDS: Final = 1.0
-STALL_SECONDS: Final = 1.0
+WALL_SECONDS: Final = 1.0
 SETTLE_SECONDS: Final = 3.0  # for the first sync with a known peer before the agent calls itself ready
+FINDINGS_SECONDS: Final = 1.0
+DROP_SECONDS: Final = 1.0  # after a key was removed, for answers that are under way
 END_SECONDS: Final = 20.0  # for attempts to end when the agent leaves: SIGTERM, then SIGKILL after 10 s
 
 
@@ -91,16 +86,16 @@ class Agent:
         self._task_limits = ((resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[0]),)
         self.warnings = hardening.harden()  # raises the limit of open files: for the agent, not for tasks that use select()
         self._group = cookie.prepare_home(home, self.settings.group)
-        self._key = keys.read(home.key)
         self._identity = identity.load_or_create(home.identity)
+        self.keys = KeyHolder(home.key, self._identity)
         self._me = self._identity.peer
         self._stop = asyncio.Event()
         self._failure: MeshqError | None = None
         self._draining = False
         self._counters_own: Counter[str] = Counter()
-        self._views_due = False
         self._loop_tasks: set[asyncio.Task[Any]] = set()
         self._gpus_allowed = gpus_allowed(self.settings)
+        self._started_at = boottime()
         self._make_ports()
         self._make_cores()
         self._make_web()
@@ -108,12 +103,7 @@ class Agent:
     # ---- composition
 
     def _make_ports(self) -> None:
-        bind = self.settings.bind or ""
-        self._udp, self._tcp, self.port = open_ports(bind, self.settings.port)
-        self._loopback = bind.startswith("127.") or bind == "::1"
-
-    def _addresses(self) -> tuple[Address, ...]:
-        return own_addresses(self.port, self.settings.bind or "")
+        self._udp, self._tcp, self.port = open_ports(self.settings.bind or "", self.settings.port)
 
     def _make_cores(self) -> None:
         now = boottime()
@@ -125,21 +115,12 @@ class Agent:
         core = Ledger(self._me, stored.ledger_epoch, timing, stored.rows, stored.vector, stored.floors, rng, now)
         core.set_wall_offset(now, time.time())
         self._ledger_core = core
-        member = Member(
-            peer=self._me,
-            epoch=next_epoch(self.home.epoch),
-            incarnation=0,
-            liveness=Liveness.ALIVE,
-            name=self.settings.name or settings.default_name(),
-            addresses=self._addresses(),
-            version=version("meshq"),
-        )
         self.machine = measure(self.settings)
         self._environments = EnvironmentCache(self.home.environments, self.home.package_cache, hidden=self.home.root)
         self.exec = ExecShell(
             home=self.home,
             config=WorkerConfig(slots=self.machine.slots, cpus=self.machine.cpus, memory_bytes=self.machine.memory_bytes),
-            peer_name=member.name,
+            peer_name=self.settings.name or settings.default_name(),
             source=self._provide_source,
             environment=self._environments.ready,
             callbacks=Callbacks(
@@ -148,26 +129,25 @@ class Agent:
             ),
             gpus_allowed=self._gpus_allowed,
             limits=self._task_limits,
+            slot_for_each_gpu=self.settings.slots is None,
         )  # fmt: skip
-        self.peers = Peers(member, self._telemetry(), now)
-        swim = Swim(member, PROFILES[profile], rng, now)
-        sealer = Sealer(self._key.gossip_key, os.urandom(16))
-        self._opener = Opener({key_id(self._key.gossip_key): self._key.gossip_key}, sealer.subkey_id)
-        self.gossip = GossipShell(
-            swim, self._udp, seal=sealer.seal, open=self._opener.open, sync=self._gossip_sync,
-            on_effect=self._gossip_effect, clock=boottime,
+        self.members = Membership(
+            home=self.home, settings=self.settings, me=self._me, udp=self._udp, port=self.port, telemetry=Telemetry(),
+            seal=self.keys.seal, open=self.keys.open, client=lambda: self.client,
+            hooks=membership.Hooks(
+                on_views=self._views_changed, on_note=lambda peer, note: self.ledger.note(peer, note),
+                on_stall=lambda seconds: self.ledger.stalled(seconds), on_capacity=self._capacity_changed, track=self._track,
+            ),
+            clock=boottime,
         )  # fmt: skip
-        self.meeting = Meeting(
-            settings=self.settings, path=self.home.known_peers, gossip=self.gossip, peers=self.peers,
-            addresses=self._addresses, clock=boottime, on_forgotten=self._views_changed,
-        )  # fmt: skip
+        self.peers, self.gossip, self.meeting = self.members.peers, self.members.gossip, self.members.meeting
 
     def _make_web(self) -> None:
-        credentials = Credentials(self._key, self._identity)
-        self._server_context = credentials.server_context()
         self.client = PeerClient(
-            credentials.client_context(), credentials.seed_context(), lambda peer: self.gossip.core.addresses(peer)
-        )
+            lambda: self.keys.client_context, lambda: self.keys.seed_context,
+            lambda peer: self.gossip.core.addresses(peer), self.members.refused,
+        )  # fmt: skip
+        self.key_exchange = KeyExchange(holder=self.keys, peers=self.peers, ask=self._ask_for_ring)
         self.changes = Changes()
         self.ledger = LedgerShell(
             self._ledger_core,
@@ -175,6 +155,7 @@ class Agent:
             Hooks(
                 send_push=self._send_push, send_sync=self._send_sync, on_prepare=self.exec.prepare,
                 on_start=self.exec.start_attempt, on_stop=self._stop_attempt, on_change=self.changes.notify,
+                on_note=lambda note: self.gossip.core.note(note),
             ),
             boottime,
         )  # fmt: skip
@@ -183,16 +164,14 @@ class Agent:
         self._limiter = RequestLimiter(share_of)
         self.transfers = Transfers(self.client, self.objects, self.files, self.peers.others_alive)
         self.peer_api = PeerApi(
-            gossip=self.gossip, ledger=self.ledger, objects=self.objects, files=self.files, transfers=self.transfers
-        )
-        facts = MeshFacts(
-            mesh_id=self._key.mesh_id, key=self._key.text, version=version("meshq"), port=self.port,
-            home=str(self.home.root), pid=os.getpid(),
+            gossip=self.gossip, ledger=self.ledger, objects=self.objects, files=self.files, transfers=self.transfers,
+            keys=self.key_exchange,
         )  # fmt: skip
+        facts = MeshFacts(version=version("meshq"), port=self.port, home=str(self.home.root), pid=os.getpid())
         self.desk = Desk(
             facts=facts, peers=self.peers, ledger=self.ledger, objects=self.objects, transfers=self.transfers,
-            changes=self.changes,
-            hooks=AgentHooks(peer_facts=self._peer_facts, doctor=self._doctor, leave=self.leave),
+            changes=self.changes, keys=KeySteps(self.key_exchange, self.peers),
+            hooks=AgentHooks(peer_facts=self.members.facts, doctor=self._doctor, leave=self.leave),
             clock=boottime,
         )  # fmt: skip
 
@@ -204,24 +183,26 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         self._track(self.ledger.run(), "ledger", vital=True)
+        measuring = self._track(self._measure(), "first look at this machine")
         fences = await self.exec.start()
         self.meeting.recall()
         self.peers.handle_own_telemetry(self._telemetry())
-        self._tell_views()  # what this peer has; without it a machine that is alone could not even take its own tasks
+        self.members.tell_views()  # what this peer has; without it a machine that is alone could not even take its own tasks
         self.exec.adopt()  # first: the ledger may say stop at once; what exec reports reaches the core after its `adopt`
         await self.ledger.adopt(fences)
         await self._open_doors()
         await self._meet()
         vital = {
-            "watch": self._watch(),
+            "display clock": self._keep_the_display_clock_right(),
             "telemetry": self._publish_periodically(),
             "cleaning up": self._clean_up(),
-            "seeds": self.meeting.ask_seeds_while_alone(),
-            "snapshot": self.meeting.remember_changes(),
+            "meeting": self.meeting.run(),
+            "keys": self.key_exchange.run(),
         }
         for name, work in vital.items():
             self._track(work, name, vital=True)
-        ready(self.desk.me() | {"warnings": self.warnings, "user": hardening.user_name(os.geteuid())})
+        user = hardening.user_name(os.geteuid())
+        ready(self.desk.me() | {"warnings": self.warnings, "user": user, "findings": await self._findings(measuring)})
         try:
             await self._stop.wait()
             if self._failure is not None:
@@ -244,7 +225,7 @@ class Agent:
         peer_runner = make_runner(self.peer_api.application(self._limiter))
         await peer_runner.setup()
         assert peer_runner.server is not None
-        self._peer_gate = Gate(peer_runner.server, self._server_context)
+        self._peer_gate = Gate(peer_runner.server, self.keys.server_context)
         self._peer_gate.start(self._tcp)
         api = ControlApi(self.desk, cookie.make_cookie(self.home, self._group), os.geteuid())
         control_runner = make_runner(api.application())
@@ -253,17 +234,19 @@ class Agent:
         self._control_gate = Gate(control_runner.server, None, user_source(os.geteuid(), self._group))
         self._control_gate.start(control.listen(self.home, self._group))
         self._runners = (peer_runner, control_runner)
+        self.keys.on_change = self._keys_changed
 
     async def _meet(self) -> None:
         """Ask for others, and wait a moment for the first answer if there is anybody to ask."""
         self.gossip.start()
-        somebody = await self.meeting.begin(tag=self._key.mdns_tag, port=self.port, loopback=self._loopback)
+        somebody = await self.meeting.begin(tags=lambda: self.keys.mdns_tags, port=self.port)
         self._capacity_changed()
         if somebody:
             with suppress(TimeoutError):
                 async with asyncio.timeout(SETTLE_SECONDS):
                     while not self.peers.others_alive():
                         await self.changes.wait(THE_MESH, SETTLE_SECONDS)
+            await self.key_exchange.settle()
 
     async def leave(self, drain: bool, seconds: float | None) -> None:
         """End the attempts (with `drain` let them end), say left, stop."""
@@ -304,68 +287,14 @@ class Agent:
 
     # ---- gossip
 
-    def _gossip_effect(self, effect: gossip_effects.Effect) -> None:
-        match effect:
-            case gossip_effects.MemberChanged(_, after):
-                log.info("%s (%s) is %s", after.name, after.peer[:8], after.liveness.name.lower())
-                self.peers.handle_member(boottime(), after)
-                self.meeting.handle_change()
-                self._views_changed()
-            case gossip_effects.RecordChanged(peer, record):
-                self.peers.handle_record(peer, record)
-                self._views_changed()
-            case gossip_effects.ProbeFailed(peer):
-                log.info("%s does not answer probes", self.peers.name(peer))
-            case gossip_effects.Refuted(accusation):
-                log.warning("this peer was held %s; refuted", accusation.liveness.name.lower())
-                self._track(self._store_epoch(self.gossip.core.me.epoch), "epoch")
-            case gossip_effects.Send() | gossip_effects.Sync():
-                pass  # the shell's own
-            case _:
-                assert_never(effect)
-
-    async def _store_epoch(self, epoch: Epoch) -> None:
-        """Above the other run's, if there was one. If the disk refuses, the next start is refuted once more."""
-        try:
-            await asyncio.to_thread(store_epoch, self.home.epoch, epoch)
-        except StoreError as error:
-            log.warning("%s", error)
-
-    def _check_name(self) -> None:
-        me = self.gossip.core.me
-        name = free_name(me.name, self._me, self.peers.members())
-        if name != me.name:
-            log.warning("another peer is called %s, too: this one is %s now", me.name, name)
-            self.gossip.rename(name)
-
     def _views_changed(self) -> None:
-        """Tell the ledger once for all that this turn of the loop brings."""
         self.changes.notify(THE_MESH)
-        if not self._views_due:
-            self._views_due = True
-            asyncio.get_running_loop().call_soon(self._tell_views)
-
-    def _tell_views(self) -> None:
-        self._views_due = False
-        self._check_name()  # here, and not while gossip still carries out the effects that brought the other name
         self.ledger.peers(self.peers.views())
 
-    async def _gossip_sync(self, sync: gossip_effects.Sync) -> bytes:
-        path, limit = "/gossip/sync", config.SYNC_BYTES_MAX
-        if sync.peer is None:
-            return await self.client.post_seed(sync.address, path, sync.request, answer_bytes_max=limit)
-        return await self.client.post(sync.peer, path, sync.request, answer_bytes_max=limit, extra=(sync.address,))
-
-    async def _watch(self) -> None:
-        """Notice that this process did not run for a while, or that the machine slept; keep the display clock right."""
+    async def _keep_the_display_clock_right(self) -> None:
         while True:
-            before = boottime()
-            await asyncio.sleep(WATCH_SECONDS)
-            stall = boottime() - before - WATCH_SECONDS
             self._ledger_core.set_wall_offset(boottime(), time.time())
-            if stall > STALL_SECONDS:
-                log.warning("this process stood still for %.1f s", stall)
-                self.ledger.stalled(stall)
+            await asyncio.sleep(WALL_SECONDS)
 
     async def _clean_up(self) -> None:
         """Copies that were kept long enough, and objects that no task has use for."""
@@ -374,6 +303,24 @@ class Agent:
             used = [row.spec.source.commit for row in self._ledger_core.tasks() if row.spec.source.commit is not None]
             await asyncio.to_thread(self.objects.discard_unused, used, time.time())
             await asyncio.sleep(EXPIRE_SECONDS)
+
+    # ---- keys
+
+    async def _ask_for_ring(self, peer: PeerId, body: bytes) -> bytes:
+        return await self.client.post(peer, RING_PATH, body, answer_bytes_max=RING_BYTES_MAX, seconds=EXCHANGE_SECONDS)
+
+    def _keys_changed(self) -> None:
+        """New connections are of the key in use; those of removed keys end a moment later: an answer may be under way."""
+        self._capacity_changed()
+        self.meeting.announce_anew()
+        self._track(self._drop_removed(), "connections of removed keys")
+
+    async def _drop_removed(self) -> None:
+        await self.client.renew()
+        await asyncio.sleep(DROP_SECONDS)
+        dropped = self._peer_gate.drop(self.keys.admits) + self.client.drop(self.keys.admits)
+        if dropped:
+            log.info("%d connections of removed keys were closed", dropped)
 
     # ---- ledger and exec
 
@@ -420,67 +367,56 @@ class Agent:
         telemetry = self._telemetry()
         self.peers.handle_own_telemetry(telemetry)
         self.ledger.capacity(telemetry)
-        self.gossip.publish(codec.encode(telemetry))
+        self.gossip.publish(record.pack(telemetry))
         self.changes.notify(THE_MESH)
 
     def _telemetry(self) -> Telemetry:
         running = [attempt.claimed.task for attempt in self.exec.attempts().values()]
         return publish(
-            self.settings, self.machine, self.exec.free(), self.exec.sample(), running,
+            self.settings, replace(self.machine, slots=self.exec.slots()), self.exec.free(), self.exec.sample(), running,
             ledger_epoch=self._ledger_core.ledger_epoch, draining=self._draining, gpus_allowed=self._gpus_allowed,
+            keys=self.keys.ids, ring=self.keys.digest, problem=self.members.problem, wall=time.time(),
         )  # fmt: skip
 
     async def _publish_periodically(self) -> None:
         while True:
             await asyncio.sleep(max(TELEMETRY_SECONDS, len(self.peers.members()) / 50))
-            if (addresses := self._addresses()) != self.gossip.core.me.addresses:
-                log.info("this machine's addresses are %s now", ", ".join(map(str, addresses)))
-                self.gossip.readdress(addresses)
             self._capacity_changed()
 
     # ---- for the desk
 
-    def _peer_facts(self) -> list[PeerFacts]:
-        now = boottime()
-        facts = []
-        for member in (*self.peers.members(), *self.peers.remembered()):
-            mine = member.peer == self._me
-            addresses = self.gossip.core.addresses(member.peer) or member.addresses
-            facts.append(
-                PeerFacts(
-                    member=self.gossip.core.me if mine else member,
-                    address=(self._addresses() if mine else addresses or (None,))[0],
-                    telemetry=self.peers.telemetry(member.peer),
-                    age=0.0 if mine else self.gossip.core.record_age(now, member.peer),
-                )
-            )
-        return facts
+    async def _measure(self) -> doctor.Measured:
+        return await doctor.measure(self.home.root, mdns=self.settings.mdns, bind=self.settings.bind or "")
+
+    def _examine(self, measured: doctor.Measured) -> list[doctor.Check]:
+        facts = doctor.gather(
+            measured, now=boottime(), wall=time.time(), started=self._started_at, home=self.home.root,
+            settings=self.settings, port=self.port, addresses=self.members.addresses(), swim=self.gossip.core,
+            peers=self.peers, gossip=self.gossip.stats(), mdns_problem=self.meeting.mdns_problem, sample=self.exec.sample(),
+            accepted=self._peer_gate.accepted,
+            keys=doctor.key_ring(self.keys.ring.use.key, self.keys.ids, len(self.key_exchange.refusing), self.peers),
+        )  # fmt: skip
+        return doctor.examine(facts)
 
     async def _doctor(self) -> dict[str, object]:
-        sample = self.exec.sample()
-        facts = doctor.Facts(
-            me=self.gossip.core.me,
-            members=self.peers.members(),
-            telemetry=self.peers.telemetry(self._me),
-            home=self.home.root,
-            uid=os.geteuid(),
-            group=self.settings.group,
-            mdns=self.settings.mdns,
-            mdns_problem="see the agent's log" if self.meeting.counters.get("failed") else "",
-            gpu_state=(sample.gpu_problem if sample else "") or "NVML sees none",
-            landlock_abi=landlock_abi(),
-            uv=doctor.find_uv(),
-            addresses=self._addresses(),
-        )
-        checks = await asyncio.to_thread(doctor.examine, facts)
-        return doctor.to_document(checks, self._counters())
+        return doctor.to_document(self._examine(await self._measure()), self._counters())
+
+    async def _findings(self, measuring: "asyncio.Task[doctor.Measured]") -> list[dict[str, object]]:
+        """What the doctor has to say when this peer joins; being ready does not wait for it for more than a moment."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FINDINGS_SECONDS):
+                await asyncio.shield(measuring)
+        measured = measuring.result() if measuring.done() and not measuring.exception() else doctor.Measured()
+        return doctor.findings(self._examine(measured))
 
     def _counters(self) -> dict[str, int]:
         """Everything that was refused, dropped or repeated anywhere in this process."""
         named: dict[str, Mapping[Any, int]] = {
             "agent": self._counters_own,
             "gossip": self.gossip.stats(),
-            "packets": self._opener.counters,
+            "packets": self.keys.counters,
+            "keys": self.key_exchange.counters,
+            "peer client": self.client.counters,
             "ledger": self._ledger_core.counters,
             "store": self._store.counters,
             "peer port": self._peer_gate.counters,

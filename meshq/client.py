@@ -19,6 +19,8 @@ from meshq import control
 from meshq.config import KEEPALIVE_SECONDS, LOG_CHUNK_BYTES, OBJECTS_BATCH_BYTES, Home, home_from_environment
 from meshq.documents import (
     DoctorDocument,
+    KeysDocument,
+    KeyStepDocument,
     MeDocument,
     OutputsDocument,
     PeerDocument,
@@ -35,6 +37,7 @@ T = TypeVar("T")
 
 ANSWER_SECONDS: Final = 30.0  # an agent that answers later than this hangs; commits on a busy disk took up to 5 s
 SUBMIT_SECONDS: Final = 900.0  # the agent answers when the source is on other machines: 512 MiB over a slow line
+KEY_SECONDS: Final = 360.0  # each of 1,000 machines may take 5 s to answer, 32 at a time, twice
 WAIT_SECONDS: Final = 60.0  # of one long poll, the most that the agent allows
 RECONNECT_SECONDS: Final = 60.0  # an agent is upgraded or restarted in less
 RECONNECT_PAUSE_SECONDS: Final = 0.5
@@ -96,6 +99,23 @@ class Client:
     def key(self) -> str:
         """The mesh key."""
         return str(self._get("/v1/key")["key"])
+
+    def keys(self) -> KeysDocument:
+        """All keys of the mesh, by their public ids, and who has them."""
+        return cast(KeysDocument, self._get("/v1/keys"))
+
+    def install_key(self, key: str | None, without: Iterable[str] = ()) -> KeyStepDocument:
+        """Hand this key, or a new one, to every machine that is known but those `without`."""
+        body = {"key": key, "without": list(without)}
+        return cast(KeyStepDocument, self._post("/v1/keys/install", body, KEY_SECONDS))
+
+    def use_key(self, key: str, without: Iterable[str] = ()) -> KeyStepDocument:
+        """Have the mesh use the key of this id. TaskFailed unless all live machines but those `without` have it."""
+        return cast(KeyStepDocument, self._post("/v1/keys/use", {"ids": [key], "without": list(without)}, KEY_SECONDS))
+
+    def remove_keys(self, keys: Iterable[str], without: Iterable[str] = ()) -> KeyStepDocument:
+        """Accept these keys no longer. TaskFailed while live machines but those `without` use one of them."""
+        return cast(KeyStepDocument, self._post("/v1/keys/remove", {"ids": list(keys), "without": list(without)}, KEY_SECONDS))
 
     def leave(self, *, drain: bool = False, timeout: float | None = None) -> None:
         """End the agent's attempts and let it say left. `drain`: first let what runs end by itself, for that long at most."""

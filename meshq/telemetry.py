@@ -1,30 +1,37 @@
 """What this peer says about itself to the others: machine, capacity and what runs, in at most RECORD_BYTES_MAX bytes.
 
-Pure: the agent hands in what exec and the probe know. What does not fit is left out in a fixed order: process ids of others
-first, then running tasks beyond the eighth, names and figures of GPUs, the usage of the machine. What placement reads goes
-last, and only beside the longest labels and queues that `settings.check` lets pass: then the last of many GPUs are not told.
+Pure: the agent hands in what exec and the probe know. Figures are as fine as people read them, since every digit travels to
+every peer: whole percents, degrees, watts and bytes a second, mebibytes, and binary fractions that deflate well.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Final
 
-from meshq import codec, config
+from meshq import config
+from meshq.exec.gpus import HIDDEN_BYTES_MAX, NO_DRIVER, hidden_bytes
 from meshq.exec.probe import Sample
 from meshq.exec.worker import Capacity
 from meshq.ids import TaskId
 from meshq.machine import Machine
+from meshq.record import fitted
 from meshq.settings import Settings, queues_served
 from meshq.task import Gpu, Telemetry
+
+MIG_WORDS: Final = "in MIG mode; only whole GPUs are given to tasks so far"
 
 
 def publish(
     settings: Settings, machine: Machine, free: Capacity, sample: Sample | None, running: Sequence[TaskId], *,
     ledger_epoch: int, draining: bool, gpus_allowed: frozenset[int] | None,
+    keys: tuple[str, ...] = (), ring: str = "", problem: str = "", wall: float = 0.0,
 ) -> Telemetry:  # fmt: skip
-    """The record of this moment."""
-    gpus = tuple(gpu for gpu in sample.gpus if gpus_allowed is None or gpu.index in gpus_allowed) if sample else ()
+    """The record of this moment. `problem`: why nothing is claimed, if the agent knows; `wall`: the wall clock, in seconds."""
+    seen = sample.gpus if sample is not None else ()
+    gpus = tuple(_told(gpu, running) for gpu in seen if gpus_allowed is None or gpu.index in gpus_allowed)
     telemetry = Telemetry(
-        queues=queues_served(settings, len(gpus)),
+        queues=queues_served(settings, sum(1 for gpu in gpus if not gpu.mig_mode)),
         order=settings.order,
         draining=draining,
         slots_total=machine.slots,
@@ -38,23 +45,70 @@ def publish(
         labels=settings.labels,
         ledger_epoch=ledger_epoch,
         running=tuple(running),
-        problem=_problem(sample),
+        problem=problem or _problem(sample),
+        keys=keys,
+        ring=ring,
+        wall=_short(wall) or 0.0,
     )
-    return fitted(telemetry if sample is None else _with_usage(telemetry, sample))
+    return fitted(telemetry if sample is None else _with_sample(telemetry, sample, gpus_allowed))
 
 
-def _with_usage(telemetry: Telemetry, sample: Sample) -> Telemetry:
+def _with_sample(telemetry: Telemetry, sample: Sample, gpus_allowed: Collection[int] | None) -> Telemetry:
+    asked_for = gpus_allowed is None or len(gpus_allowed) > 0
     return replace(
         telemetry,
-        cpu_percent=sample.cpu_percent,
-        memory_used_bytes=sample.memory_used_bytes,
-        load_1m=sample.load_1m,
-        disk_free_bytes=sample.disk_free_bytes,
-        disk_read_bps=sample.disk_read_bps,
-        disk_write_bps=sample.disk_write_bps,
-        net_rx_bps=sample.net_rx_bps,
-        net_tx_bps=sample.net_tx_bps,
+        cpu_percent=_whole(sample.cpu_percent),
+        memory_used_bytes=_mebibytes(sample.memory_used_bytes),
+        load_1m=_short(sample.load_1m),
+        disk_free_bytes=_mebibytes(sample.disk_free_bytes),
+        disk_read_bps=_whole(sample.disk_read_bps),
+        disk_write_bps=_whole(sample.disk_write_bps),
+        net_rx_bps=_whole(sample.net_rx_bps),
+        net_tx_bps=_whole(sample.net_tx_bps),
+        gpu_problem="" if sample.gpu_problem == NO_DRIVER or not asked_for else sample.gpu_problem,  # most machines have none
+        versions=sample.versions,
+        environments=sample.environments,
     )
+
+
+def _told(gpu: Gpu, running: Sequence[TaskId]) -> Gpu:
+    """With its figures rounded, and the reason if no task can have it."""
+    return replace(
+        gpu,
+        memory_used_bytes=_mebibytes(gpu.memory_used_bytes),
+        utilization_percent=_whole(gpu.utilization_percent),
+        temperature_c=_whole(gpu.temperature_c),
+        power_w=_whole(gpu.power_w),
+        processes=tuple(replace(each, memory_bytes=_mebibytes(each.memory_bytes)) for each in gpu.processes),
+        problem=gpu.problem or _why_not_given(gpu, running),
+    )
+
+
+def _why_not_given(gpu: Gpu, running: Sequence[TaskId]) -> str:
+    """What an owner or a list of foreign processes does not explain."""
+    if gpu.mig_mode:
+        return MIG_WORDS
+    if gpu.task is not None or gpu.foreign_pids:
+        return ""
+    if strays := [each.task for each in gpu.processes if each.task in running and not each.graphics]:
+        return f"task {strays[0]} uses it without having asked for it"
+    if (hidden := hidden_bytes(gpu)) > HIDDEN_BYTES_MAX:
+        return f"{hidden / 2**30:.1f} GiB of it are used by processes that are not visible from here"
+    return ""
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
+
+
+def _mebibytes(count: int | None) -> int | None:
+    """Rounded down to whole ones; still in bytes."""
+    return None if count is None else count >> 20 << 20
+
+
+def _short(value: float | None) -> float | None:
+    """To a 64th: a fraction of few bits."""
+    return None if value is None or not math.isfinite(value) else round(value * 64) / 64
 
 
 def _problem(sample: Sample | None) -> str:
@@ -66,57 +120,19 @@ def _problem(sample: Sample | None) -> str:
     return ""
 
 
-def fitted(telemetry: Telemetry) -> Telemetry:
-    """The same record, cut down until it fits one packet."""
-    for cut in (_without_pids, _with_fewer_running, _with_short_gpus, _with_bare_gpus, _without_usage):
-        if _fits(telemetry):
-            return telemetry
-        telemetry = cut(telemetry)
-    while telemetry.gpus and not _fits(telemetry):
-        telemetry = replace(telemetry, gpus=telemetry.gpus[:-1])
-    return telemetry
+def is_urgent(before: Telemetry, after: Telemetry) -> bool:
+    """Whether something changed by which others place tasks or change keys: then it goes out at once, else when it is time."""
+    return _acted_on(before) != _acted_on(after)
 
 
-def _fits(telemetry: Telemetry) -> bool:
-    return len(codec.encode(telemetry)) <= config.RECORD_BYTES_MAX
-
-
-def _without_pids(telemetry: Telemetry) -> Telemetry:
-    """One foreign process says as much to placement as ten."""
-    return replace(telemetry, gpus=tuple(replace(gpu, foreign_pids=gpu.foreign_pids[:1]) for gpu in telemetry.gpus))
-
-
-def _with_fewer_running(telemetry: Telemetry) -> Telemetry:
-    return replace(telemetry, running=telemetry.running[:8])
-
-
-def _with_short_gpus(telemetry: Telemetry) -> Telemetry:
-    """Sixteen GPUs with UUIDs alone take 700 bytes."""
-    return replace(telemetry, gpus=tuple(_short(gpu) for gpu in telemetry.gpus))
-
-
-def _short(gpu: Gpu) -> Gpu:
-    return replace(gpu, uuid=gpu.uuid[:12], name=gpu.name[:16], power_w=None, temperature_c=None)
-
-
-def _with_bare_gpus(telemetry: Telemetry) -> Telemetry:
-    """What placement reads of a GPU, and nothing else."""
-    bare = (
-        Gpu(index=gpu.index, uuid="", name="", memory_bytes=gpu.memory_bytes, task=gpu.task, foreign_pids=gpu.foreign_pids)
+def _acted_on(telemetry: Telemetry) -> tuple[object, ...]:
+    gpus = tuple(
+        (gpu.index, gpu.memory_bytes, gpu.task, bool(gpu.foreign_pids), bool(gpu.problem), gpu.mig_mode)
         for gpu in telemetry.gpus
     )
-    return replace(telemetry, gpus=tuple(bare), running=())
-
-
-def _without_usage(telemetry: Telemetry) -> Telemetry:
-    return replace(
-        telemetry,
-        cpu_percent=None,
-        memory_used_bytes=None,
-        load_1m=None,
-        disk_free_bytes=None,
-        disk_read_bps=None,
-        disk_write_bps=None,
-        net_rx_bps=None,
-        net_tx_bps=None,
-    )
+    return (
+        telemetry.queues, telemetry.order, telemetry.draining, telemetry.slots_total, telemetry.slots_free, telemetry.cpus,
+        telemetry.cpus_free, telemetry.memory_bytes, telemetry.memory_free_bytes, gpus, telemetry.gpus_free, telemetry.labels,
+        telemetry.ledger_epoch, telemetry.running, bool(telemetry.problem),
+        telemetry.keys, telemetry.ring,
+    )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,31 @@ def test_new_that_fails_puts_the_old_mesh_back(tmp_path: Path, monkeypatch: pyte
         join._join(home, options(new=True, slots=3))
     assert (everything(home), keys.read(home.key)) == (before, key)
     assert settings.load(home.settings) == Settings(mdns=False)
+
+
+SICK = {"name": "disk", "ok": False, "detail": "it is \x1b[31mfull", "fix": "make room"}
+ALONE = {"name": "peers", "ok": False, "detail": "alone", "fix": "run `meshq join` elsewhere"}
+
+
+@pytest.mark.parametrize(("founded", "said"), [("", ["peers: alone; run `meshq join` elsewhere"]), ("nobody was in sight", [])])
+def test_join_says_what_the_doctor_found_but_not_to_a_founder_that_nobody_is_there(
+    founded: str, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    join._announce({**READY, "warnings": ["root"], "findings": [SICK, ALONE]}, founded)
+    printed = capsys.readouterr()
+    warnings = [line.removeprefix("warning: ") for line in printed.err.splitlines() if line.startswith("warning: ")]
+    assert warnings == ["root", "disk: it is \\x1b[31mfull; make room", *said]
+    assert printed.out.startswith("ada is in mesh m")
+
+
+def test_who_cannot_be_told_on_stderr_is_a_member_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with suppress(OSError), Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stderr", full)
+        join._announce({**READY, "findings": [SICK]}, "")
+    monkeypatch.undo()
+    assert capsys.readouterr().out.startswith("ada is in mesh m")
 
 
 def test_new_puts_the_old_mesh_aside_and_forgets_its_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

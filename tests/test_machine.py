@@ -33,6 +33,29 @@ def test_without_a_wish_the_next_free_port_after_the_default_is_taken(monkeypatc
             assert port > taken.getsockname()[1]
 
 
+@pytest.mark.parametrize("address", ["192.0.2.1", "2001:db8::99"])
+def test_an_address_that_this_machine_lacks_is_named_with_those_that_it_has(address: str) -> None:
+    with pytest.raises(UsageError, match=f"--bind: this machine does not have the address {address}") as told:
+        machine.check(Settings(bind=address), ["bind"])
+    assert "it has" in told.value.hint
+    machine.check(Settings(bind=address), [])  # it was there when it was asked for: the agent says so when it starts
+    with pytest.raises(TaskFailed, match="does not have the address"):
+        machine.open_ports(address, None)
+
+
+@pytest.mark.parametrize("address", ["lab3", "224.0.0.1", "fe80::1"])
+def test_what_is_no_address_to_listen_on_is_wrong_usage(address: str) -> None:
+    with pytest.raises(UsageError, match="--bind"):
+        machine.check(Settings(bind=address), ["bind"])
+
+
+@pytest.mark.parametrize(("bind", "host"), [("::ffff:127.0.0.1", "127.0.0.1"), ("0::1", "::1"), ("0.0.0.0", "0.0.0.0")])
+def test_an_address_is_bound_in_its_one_form(bind: str, host: str) -> None:
+    udp, tcp, _ = machine.open_ports(bind, None)
+    with udp, tcp:
+        assert udp.getsockname()[0] == tcp.getsockname()[0] == host
+
+
 def test_each_start_counts_one_more(tmp_path: Path) -> None:
     assert [machine.next_epoch(tmp_path / "epoch") for _ in range(3)] == [1, 2, 3]
 

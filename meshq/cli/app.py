@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import typer
 
-from meshq.cli import join, mesh, submit, tasks
+from meshq.cli import join, key, mesh, submit, tasks
 from meshq.cli.commands import Command, Group
 
 _HELP: Final = """Turn a lab's machines into one queue, without any server.
@@ -44,9 +44,10 @@ def command(*, completion: bool) -> Any:
     app.callback(help=_HELP)(_root)
     app.command("submit", cls=submit.SubmitCommand)(submit.submit)
     plain = (
-        join.join, join.leave, join.key, mesh.status, tasks.tasks, tasks.show, tasks.logs, tasks.wait, tasks.fetch,
+        join.join, join.leave, mesh.status, tasks.tasks, tasks.show, tasks.logs, tasks.wait, tasks.fetch,
         tasks.cancel, tasks.retry, mesh.peers, mesh.doctor, mesh.demo,
     )  # fmt: skip
     for function in plain:
         app.command(function.__name__, cls=Command)(function)
+    app.add_typer(key.application(), name="key")
     return typer.main.get_command(app)

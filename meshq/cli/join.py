@@ -1,4 +1,4 @@
-"""Commands about this machine's part in the mesh: `join`, `leave`, `key`.
+"""Commands about this machine's part in the mesh: `join` and `leave`.
 
 `join` checks its options and then becomes the agent: the options, the mesh key among them, travel through an inherited pipe,
 for arguments and environment can be read by others.
@@ -16,9 +16,8 @@ import typer
 
 from meshq import config
 from meshq.cli import screen
-from meshq.cli.options import Json
 from meshq.client import Client
-from meshq.errors import TaskFailed, UsageError
+from meshq.errors import UsageError
 from meshq.terminal import harmless
 
 OPTIONS_BYTES_MAX: Final = 32 * 1024  # must fit into a pipe that nobody reads yet (64 KiB on Linux, 16 KiB at worst elsewhere)
@@ -140,7 +139,7 @@ def agent_options(given: dict[str, Any]) -> dict[str, Any]:
     from meshq import settings  # takes long to import: not for every command
 
     settings.merged(settings.Settings(), wanted)
-    key = _read_key(given.get("key-file"))
+    key = read_key(given.get("key-file"))
     return wanted | {"key": key, "new": bool(given.get("new")), "detach": bool(given.get("detach"))}
 
 
@@ -189,7 +188,7 @@ def check_seed(text: str) -> str:
     return f"{host}:{port}"
 
 
-def _read_key(path: Path | str | None) -> str | None:
+def read_key(path: Path | str | None) -> str | None:
     """The mesh key from the file or from MESHQ_KEY; the agent checks its form."""
     if path is None:
         return config.key_from_environment()
@@ -250,15 +249,3 @@ def leave(
         screen.progress("Waiting for the tasks that run here" if drain else "Ending what runs here")
         client.leave(drain=drain, timeout=seconds)
     screen.say(f"{harmless(name)} left the mesh")
-
-
-def key(json: Json = False) -> None:
-    """Print the mesh key, for the other machines. Whoever has it can run code on all of them."""
-    with Client() as client:
-        text = client.key()
-    if not text:
-        raise TaskFailed("the agent knows no mesh key", "restart it with `meshq join`")
-    if json:
-        screen.document({"key": text})
-    else:
-        screen.say(text)

@@ -8,6 +8,8 @@ from meshq.cli.figures import UNKNOWN, plural
 from meshq.cli.table import Cell, Column, Paint, table
 from meshq.documents import (
     AttemptDocument,
+    CheckDocument,
+    ConnectivityDocument,
     DoctorDocument,
     GpuDocument,
     NeedsDocument,
@@ -22,9 +24,18 @@ from meshq.terminal import harmless
 
 ID_CHARS = 8  # 40 bits: a prefix of this length names one of a million tasks with a doubt of 10^-6
 ACTIVE_SHOWN = 20
+REFRESH_SECONDS = 10.0  # between what a machine tells of itself; with many peers N / 50 s (design section 4)
+REFRESHES_LATE = 3  # more than so many of them: what is shown is old
 
 Row = list[Cell | str]
 GONE = ("dead", "left")
+PEER_COLUMNS_MIN = 7  # of `peers`, on the narrowest terminal
+NO_LIMIT = 100_000
+FOLDED_MIN = 30  # characters beside the indent that a folded line keeps, however narrow the terminal
+INDENT_MAX = 20
+ABSENT: ConnectivityDocument = {  # an agent that says nothing of it
+    "transport": None, "udp": None, "tcp": None, "rtt_ms": None, "last_heard_seconds": None,
+}  # fmt: skip
 
 _STYLES: Mapping[str, str] = {
     "alive": "green", "suspect": "yellow", "dead": "red", "left": "dim",
@@ -64,10 +75,45 @@ def machine_lines(peers: Sequence[PeerDocument], names: Mapping[str, str], width
         Column("RUNNING", gives_way=True),
     )  # fmt: skip
     lines = table(columns, [_machine_row(peer, names) for peer in peers], width, paint)
+    refresh = max(REFRESH_SECONDS, len(peers) / 50)
     for peer in peers:
-        if (problem := peer.get("problem")) and peer["liveness"] not in GONE:
-            lines.append(paint(line(f"{peer['name']} takes no tasks: {problem}"), "yellow"))
+        if peer["liveness"] not in GONE:
+            lines += [paint(part, "yellow") for text in _troubles(peer, refresh) for part in folded(text, width)]
+            lines += [paint(part, "dim") for text in _people(peer) for part in folded(text, width)]
     return lines
+
+
+def _troubles(peer: PeerDocument, refresh: float) -> list[str]:
+    """What keeps tasks away from this machine or its GPUs, and whether all that is shown of it is old."""
+    name, age, driver = peer["name"], peer["telemetry_age_seconds"], peer.get("gpu_problem")
+    troubles = []
+    if problem := peer.get("problem"):
+        troubles.append(f"{name} takes no tasks: {problem}")
+    if age is not None and age > REFRESHES_LATE * refresh:
+        troubles.append(f"{name} last told of itself {figures.duration(age)} ago: its figures are old")
+    if driver:
+        troubles.append(f"{name}: {driver}")
+    gpus: dict[str, list[int]] = {}
+    for gpu in peer["gpus"]:
+        if (problem := gpu.get("problem")) and problem != driver:
+            gpus.setdefault(problem, []).append(gpu["index"])
+    return troubles + [f"{name}, {_gpu_names(indices)}: {problem}" for problem, indices in gpus.items()]
+
+
+def _people(peer: PeerDocument) -> list[str]:
+    """Who uses the GPUs of this machine beside the mesh."""
+    used: dict[str, list[int]] = {}
+    for gpu in peer["gpus"]:
+        foreign = [each for each in gpu.get("processes", ()) if each["task"] is None and not each["graphics"]]
+        if foreign:
+            who = ", ".join(sorted({each["user"] or "somebody" for each in foreign}))
+            used.setdefault(who, []).append(gpu["index"])
+    return [f"{peer['name']}, {_gpu_names(indices)}: used by {who}" for who, indices in used.items()]
+
+
+def _gpu_names(indices: Sequence[int]) -> str:
+    """`GPU 3`, `GPUs 0, 1`."""
+    return f"GPU{'s' if len(indices) > 1 else ''} {', '.join(map(str, indices))}"
 
 
 def _machine_row(peer: PeerDocument, names: Mapping[str, str]) -> Row:
@@ -98,7 +144,7 @@ def _free(count: int | None, total: int, blocked: bool) -> Cell:
 
 
 def _is_free(gpu: GpuDocument) -> bool:
-    return gpu["task"] is None and not gpu["foreign_pids"]
+    return gpu["task"] is None and not gpu["foreign_pids"] and not gpu.get("problem")
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -274,29 +320,123 @@ def limits(spec: SpecDocument) -> str:
 
 
 def peer_lines(peers: Sequence[PeerDocument], width: int, paint: Paint) -> list[str]:
-    """The table of `peers`: who they are, where `status` says what they do."""
+    """The table of `peers`: who they are and how they are reached, where `status` says what they do.
+
+    The last columns are shown only as far as there is room for them: `--json` has them all.
+    """
     columns = (
-        Column("MACHINE", gives_way=True), Column("STATE"), Column("ADDRESS"), Column("VERSION"), Column("CORES", right=True),
-        Column("GPUS", right=True), Column("QUEUES", gives_way=True), Column("LABELS", gives_way=True, only_if_used=True),
+        Column("MACHINE", gives_way=True), Column("STATE"), Column("VIA"), Column("RTT", right=True),
+        Column("HEARD", right=True), Column("ADDRESS", gives_way=True, keeps_end=True), Column("VERSION", gives_way=True),
+        Column("QUEUES", gives_way=True), Column("LABELS", gives_way=True, only_if_used=True), Column("CORES", right=True),
+        Column("GPUS", right=True), Column("EPOCH", right=True),
     )  # fmt: skip
-    rows: list[Row] = [
-        [peer["name"], styled(peer["liveness"]), peer["address"] or UNKNOWN, peer["version"] or UNKNOWN,
-         UNKNOWN if peer["cpus"] is None else str(peer["cpus"]), str(len(peer["gpus"])), ",".join(peer["queues"]) or UNKNOWN,
-         ",".join(f"{key}={value}" for key, value in sorted(peer["labels"].items())) or UNKNOWN]
-        for peer in peers
-    ]  # fmt: skip
-    return table(columns, rows, width, paint)
+    rows = [_peer_row(peer) for peer in peers]
+    lines = _roomy_table(columns, rows, PEER_COLUMNS_MIN, width, paint)
+    by_tcp = [peer["name"] for peer in peers if (link := peer.get("connectivity")) and link["transport"] == "tcp"]
+    if by_tcp:
+        text = f"UDP does not get to {several(by_tcp)} and back: `meshq doctor` says what to do"
+        lines += ["", *(paint(each, "yellow") for each in folded(text, width))]
+    return lines
+
+
+def _roomy_table(columns: Sequence[Column], rows: Sequence[Row], least: int, width: int, paint: Paint) -> list[str]:
+    """The table with as many columns as fit without being shortened, but the first `least` in any case."""
+    for shown in range(len(columns), least, -1):
+        cut = [row[:shown] for row in rows]
+        if max(map(len, table(columns[:shown], cut, NO_LIMIT, _unpainted))) <= width:
+            return table(columns[:shown], cut, width, paint)
+    return table(columns[:least], [row[:least] for row in rows], width, paint)
+
+
+def _unpainted(text: str, style: str) -> str:
+    return text
+
+
+def _peer_row(peer: PeerDocument) -> Row:
+    link = peer.get("connectivity")
+    state, heard = styled(peer["liveness"]), link["last_heard_seconds"] if link else None
+    if heard is None and link:
+        heard = peer["telemetry_age_seconds"]  # as others tell
+    if peer["liveness"] in GONE and heard is not None:
+        state = Cell(f"{state.text} {figures.duration(heard).split()[0]}", state.style)
+    return [
+        peer["name"],
+        state,
+        _via(peer),
+        _rtt(link["rtt_ms"]) if link and link["transport"] else UNKNOWN,
+        figures.duration(heard).split()[0],
+        peer["address"] or UNKNOWN,
+        peer["version"] or UNKNOWN,
+        ",".join(peer["queues"]) or UNKNOWN,
+        ",".join(f"{key}={value}" for key, value in sorted(peer["labels"].items())) or UNKNOWN,
+        UNKNOWN if peer["cpus"] is None else str(peer["cpus"]),
+        str(len(peer["gpus"])),
+        str(peer["epoch"]),
+    ]
+
+
+def _via(peer: PeerDocument) -> Cell:
+    """How the peer that answers reaches this one."""
+    link = peer.get("connectivity", ABSENT)
+    if link is None:
+        return Cell("here", "bold")
+    if link["transport"] == "udp":
+        return Cell("UDP")
+    if link["transport"] == "tcp":
+        return Cell("TCP only", "yellow")
+    lost = link["udp"] is False and link["tcp"] is False and peer["liveness"] not in GONE
+    return Cell("nothing", "red") if lost else Cell(UNKNOWN)
+
+
+def _rtt(milliseconds: float | None) -> str:
+    """`0.3ms`, `12ms`, `1.4s`."""
+    if milliseconds is None:
+        return UNKNOWN
+    if milliseconds >= 999.5:
+        return f"{milliseconds / 1000:.1f}s"
+    return f"{milliseconds:.1f}ms" if milliseconds < 9.95 else f"{milliseconds:.0f}ms"
+
+
+def several(names: Sequence[str], most: int = 5) -> str:
+    """`ada, bob and 7 more`."""
+    rest = len(names) - most
+    return ", ".join(map(line, names[:most])) + (f" and {rest} more" if rest > 0 else "")
+
+
+def folded(text: str, width: int, indent: int = 0) -> list[str]:
+    """The text on lines of at most `width`, the second and later ones indented; words are never cut."""
+    import textwrap
+
+    room = max(width, indent + FOLDED_MIN)
+    return textwrap.wrap(
+        line(text), room, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+    )  # fmt: skip
+
+
+def _finding(head: str, check: CheckDocument, width: int) -> list[str]:
+    """On one line; where that is too long, what to do begins a line of its own."""
+    detail, fix = line(check["detail"]), line(check.get("fix") or "")
+    whole = f"{head}{detail}; {fix}" if fix else f"{head}{detail}".rstrip()
+    if len(whole) <= width:
+        return [whole]
+    indent = min(len(head), INDENT_MAX)
+    return [*folded(f"{head}{detail}", width, indent), *folded(" " * indent + fix, width, indent)]
 
 
 def doctor_lines(report: DoctorDocument, width: int, paint: Paint) -> list[str]:
-    """Checks, then the counters of what was refused."""
+    """Checks, then the counters of what was refused, then how many checks failed. A finding is one line where there is room."""
     longest = max((len(check["name"]) for check in report["checks"]), default=0)
     lines = []
     for check in report["checks"]:
-        verdict = paint("ok  ", "green") if check["ok"] else paint("FAIL", "red")
-        lines.append(f"{verdict}  {line(check['name']):<{longest}}  {line(check['detail'])}".rstrip())
+        verdict, style = ("ok", "green") if check["ok"] else ("FAIL", "red")
+        first, *more = _finding(f"{verdict:<4}  {line(check['name']):<{longest}}  ", check, width)
+        lines += [f"{paint(verdict, style)}{first[len(verdict) :]}", *more]
     counted = {name: count for name, count in sorted(report["counters"].items()) if count}
     if counted:
         rows = [[name, str(count)] for name, count in counted.items()]
         lines += ["", *table((Column("COUNTER"), Column("COUNT", right=True)), rows, width, paint)]
+    failed = [check["name"] for check in report["checks"] if not check["ok"]]
+    if failed:
+        text = f"{len(failed)} of {plural(len(report['checks']), 'check')} failed: {', '.join(failed)}"
+        lines += ["", *(paint(each, "red") for each in folded(text, width))]
     return lines

@@ -50,7 +50,7 @@ def active_tasks(client: Client) -> list[TaskSummaryDocument]:
 
 
 def peers(json: Json = False) -> None:
-    """List the machines of the mesh, with address, version and queues."""
+    """List the machines, and how this one reaches each."""
     with Client() as client:
         found = client.peers()
     if json:
@@ -60,7 +60,7 @@ def peers(json: Json = False) -> None:
 
 
 def doctor(json: Json = False) -> None:
-    """Check this machine's agent, and count what it refused. Exits with 1 if a check fails."""
+    """Check this machine, its network and its agent, and say what to do. Exits with 1 if a check fails."""
     with Client() as client:
         report = client.doctor()
     if json:

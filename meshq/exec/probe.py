@@ -1,35 +1,37 @@
-"""What this machine does: cores, memory, disk, network by psutil, and its GPUs by NVML.
+"""What this machine does: cores, memory, disk, network by psutil, its GPUs by NVML, and what is installed on it.
 
-One thread measures once in a period and hands over a `Sample`; nothing here waits on the event loop, and a driver that hangs
-(they do) stops only this thread. A missing or broken driver is a state with words, no error. A GPU is usable for tasks
-if no foreign process computes on it: one that neither is nor descends from one of our shims. People on lab machines come first.
+One thread measures once in a period and hands over a `Sample`; nothing here waits on the event loop. The GPUs are read in a
+thread of their own (`gpus`), since a driver may hang: then the rest of the sample is as fresh as ever, and says so. What can't
+be read is None; a missing or broken driver is a state with words, no error.
 
-NVML shows pids of the host. In a container without the host's pids every process on a GPU looks foreign, which errs on
-the side of leaving the GPU alone.
+Rates count what has hardware behind it. A logical volume, a bridge or a VPN passes on the bytes of a disk or a card that
+counts them, too.
 """
 
-import ctypes
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import psutil
 
-from meshq.exec import shim
+from meshq.config import Home
+from meshq.exec.gpus import HIDDEN_BYTES_MAX, GpuReader, GpuWatch, Ours, hidden_bytes
+from meshq.exec.inventory import Inventory
 from meshq.exec.worker import Device
-from meshq.task import Gpu
+from meshq.ids import TaskId
+from meshq.task import Gpu, Versions
 
 log = logging.getLogger("meshq.exec")
+T = TypeVar("T")
 
 PERIOD_SECONDS: Final = 2.0
-RETRY_SECONDS: Final = 60.0  # between looks for a driver that was missing
-GPUS_MAX: Final = 64
-_LIBRARY: Final = "libnvidia-ml.so.1"
+GPU_PATIENCE_SECONDS: Final = 1.0  # that a sample waits for its GPUs
+GPU_PATIENCE_FIRST_SECONDS: Final = 2.5  # the first sample, without which the agent knows of no GPU; it waits for 3 s itself
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,35 +49,48 @@ class Sample:
     net_rx_bps: float | None
     net_tx_bps: float | None
     gpus: tuple[Gpu, ...]
-    gpu_problem: str  # why there are no GPUs, in words; empty: there are, or NVML says that there are none
+    gpu_problem: str  # why there are no GPUs, or what is wrong with their driver; empty: NVML answers
+    versions: Versions = field(default_factory=Versions)
+    environments: tuple[str, ...] = ()  # heads of the keys of those that are cached, the one used last first
 
-    def usable_gpus(self) -> tuple[Device, ...]:
-        """The GPUs that no foreign process uses."""
-        free = (gpu for gpu in self.gpus if not gpu.foreign_pids)
+    def usable_gpus(self, given: Mapping[TaskId, Collection[int]] | None = None) -> tuple[Device, ...]:
+        """The GPUs that a task can have without being in anybody's way. `given`: those that our running tasks have.
+
+        A task of ours that computes on a GPU that it was not given is in the way like a foreign process.
+        """
+        free = (gpu for gpu in self.gpus if _is_usable(gpu) and not _has_stray(gpu, given or {}))
         return tuple(Device(index=gpu.index, memory_bytes=gpu.memory_bytes) for gpu in free)
 
 
-class _Counters(NamedTuple):
-    """Totals since boot, at one time."""
+def _is_usable(gpu: Gpu) -> bool:
+    return not (gpu.problem or gpu.foreign_pids or gpu.mig_mode) and hidden_bytes(gpu) <= HIDDEN_BYTES_MAX
 
-    at: float
-    disk_read: int
-    disk_write: int
-    net_rx: int
-    net_tx: int
+
+def _has_stray(gpu: Gpu, given: Mapping[TaskId, Collection[int]]) -> bool:
+    tasks = (TaskId(each.task) for each in gpu.processes if each.task is not None and not each.graphics)
+    return any(task in given and gpu.index not in given[task] for task in tasks)
 
 
 class Probe:
-    """Measures in its own thread, named meshq-probe. `ours` gives the pids of our shims, and is called in that thread."""
+    """Measures in its own thread, named meshq-probe. `ours` gives our shims, and is called in the thread of the GPUs."""
 
-    def __init__(self, home: Path, ours: Callable[[], Collection[int]], period: float = PERIOD_SECONDS) -> None:
+    def __init__(
+        self,
+        home: Path,
+        ours: Callable[[], Ours],
+        period: float = PERIOD_SECONDS,
+        *,
+        reader: GpuReader | None = None,
+        inventory: Inventory | None = None,
+    ) -> None:
         self._home = home
-        self._ours = ours
         self._period = period
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
-        self._before: _Counters | None = None
-        self._gpus = GpuReader()
+        self._rates = Rates()
+        self._gpus = GpuWatch(ours, reader)
+        self._inventory = inventory or Inventory(Home(home).environments)
+        self._said = ""
 
     def start(self, on_sample: Callable[[Sample], None]) -> None:
         """Begin to measure. `on_sample` is called in the thread of the probe."""
@@ -85,130 +100,111 @@ class Probe:
         self._thread.start()
 
     def close(self) -> None:
-        """Let the thread end; a driver that hangs is not waited for (the thread is a daemon)."""
+        """Let the threads end; a driver that hangs is not waited for (they are daemons)."""
         self._ended.set()
+        self._gpus.close()
 
-    def sample(self) -> Sample:
+    def sample(self, gpu_patience: float = GPU_PATIENCE_SECONDS) -> Sample:
         """Look now. Blocking; from one thread only."""
         memory = psutil.virtual_memory()
-        rates = self._rates()
-        gpus, problem = self._gpus.read(self._ours())
+        disk, net = self._rates.disk(), self._rates.net()
+        gpus = self._gpus.look(gpu_patience)
         return Sample(
             cpus=len(os.sched_getaffinity(0)),
-            cpu_percent=psutil.cpu_percent(),
-            load_1m=os.getloadavg()[0],
+            cpu_percent=_or_none(psutil.cpu_percent),
+            load_1m=_or_none(lambda: os.getloadavg()[0]),
             memory_bytes=memory.total,
             memory_used_bytes=memory.total - memory.available,
-            disk_free_bytes=self._disk_free(),
-            disk_read_bps=rates[0],
-            disk_write_bps=rates[1],
-            net_rx_bps=rates[2],
-            net_tx_bps=rates[3],
-            gpus=gpus,
-            gpu_problem=problem,
+            disk_free_bytes=_or_none(self._disk_free),
+            disk_read_bps=disk[0],
+            disk_write_bps=disk[1],
+            net_rx_bps=net[0],
+            net_tx_bps=net[1],
+            gpus=gpus.gpus,
+            gpu_problem=gpus.problem,
+            versions=self._inventory.versions(gpus.driver, gpus.cuda),
+            environments=self._inventory.environments,
         )
 
     def _run(self, on_sample: Callable[[Sample], None]) -> None:
+        patience = GPU_PATIENCE_FIRST_SECONDS
         while not self._ended.is_set():
             try:
-                on_sample(self.sample())
-            except Exception:  # one odd reading must not end the telemetry of this peer
-                log.exception("the probe could not read this machine")
+                on_sample(self.sample(patience))
+                self._inventory.look(time.monotonic())  # after the sample: docker may take its time
+            except Exception as error:  # one odd reading must not end the telemetry of this peer
+                self._say_once(f"the probe could not read this machine: {type(error).__name__}: {error}")
+            patience = GPU_PATIENCE_SECONDS
             self._ended.wait(self._period)
 
-    def _disk_free(self) -> int | None:
-        try:
-            info = os.statvfs(self._home)
-        except OSError:
-            return None
+    def _say_once(self, problem: str) -> None:
+        """What fails now fails again in two seconds."""
+        if problem != self._said:
+            log.exception("%s", problem)
+            self._said = problem
+
+    def _disk_free(self) -> int:
+        info = os.statvfs(self._home)
         return info.f_bavail * info.f_frsize
 
-    def _rates(self) -> tuple[float | None, float | None, float | None, float | None]:
-        disk = psutil.disk_io_counters()
-        nets = psutil.net_io_counters(pernic=True)
-        rx = sum(each.bytes_recv for name, each in nets.items() if name != "lo")
-        tx = sum(each.bytes_sent for name, each in nets.items() if name != "lo")
-        now = _Counters(time.monotonic(), disk.read_bytes if disk else 0, disk.write_bytes if disk else 0, rx, tx)
-        before, self._before = self._before, now
-        if before is None or now.at <= before.at:
-            return (None, None, None, None)
-        seconds = now.at - before.at
-        read, write, down, up = (max(0.0, (new - old) / seconds) for old, new in zip(before[1:], now[1:], strict=True))
-        return (read if disk else None, write if disk else None, down, up)
+
+def _or_none(read: Callable[[], T]) -> T | None:
+    """Not every kernel and container shows everything."""
+    try:
+        return read()
+    except (OSError, ValueError, NotImplementedError, psutil.Error):
+        return None
 
 
-class GpuReader:
-    """Reads all GPUs. The library stays loaded while it works; a missing one is looked for again after a while."""
+# --- rates ----------------------------------------------------------------------------------------------------------
+
+
+class Counted(NamedTuple):
+    """The bytes that one device has moved since it is there."""
+
+    incoming: int
+    outgoing: int
+
+
+Pair = tuple[float | None, float | None]
+
+
+class Rates:
+    """Bytes a second since the last call, in and out, of disks and of network cards."""
 
     def __init__(self) -> None:
-        self._nvml: Any = None  # the module pynvml; it has no types
-        self._problem = ""
-        self._retry_at = 0.0
+        self._disks, self._cards = Meter(), Meter()
 
-    def read(self, ours: Collection[int]) -> tuple[tuple[Gpu, ...], str]:
-        """The GPUs, or none and why."""
-        if self._nvml is None and time.monotonic() >= self._retry_at:
-            self._connect()
-        if self._nvml is None:
-            return (), self._problem
-        try:
-            count = min(int(self._nvml.nvmlDeviceGetCount()), GPUS_MAX)
-            mine = _families(ours) if count else frozenset()
-            return tuple(self._gpu(index, mine) for index in range(count)), ""
-        except self._nvml.NVMLError as error:
-            self._fail(f"the NVIDIA driver does not answer: {error}")
-            return (), self._problem
+    def disk(self) -> Pair:
+        counted = _or_none(lambda: psutil.disk_io_counters(perdisk=True)) or {}
+        found = {name: Counted(each.read_bytes, each.write_bytes) for name, each in counted.items()}
+        return self._disks.rates(time.monotonic(), with_hardware(found, Path("/sys/block")))
 
-    def _connect(self) -> None:
-        try:
-            ctypes.CDLL(_LIBRARY)  # asked first: pynvml is 8,000 lines, which a machine without GPUs need not load
-        except OSError:
-            self._fail("no NVIDIA driver")
-            return
-        import pynvml
-
-        try:
-            pynvml.nvmlInit()
-            self._nvml = pynvml
-        except pynvml.NVMLError as error:
-            self._fail(f"the NVIDIA driver does not work: {error}")
-
-    def _fail(self, problem: str) -> None:
-        if problem != self._problem and self._nvml is not None:
-            log.warning("%s", problem)
-        self._nvml = None
-        self._problem = problem
-        self._retry_at = time.monotonic() + RETRY_SECONDS
-
-    def _gpu(self, index: int, mine: frozenset[int]) -> Gpu:
-        nvml = self._nvml
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-        power = self._ask(nvml.nvmlDeviceGetPowerUsage, handle)
-        usage = self._ask(nvml.nvmlDeviceGetUtilizationRates, handle)
-        processes = self._ask(nvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()
-        temperature = self._ask(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU)
-        return Gpu(
-            index=index,
-            uuid=str(nvml.nvmlDeviceGetUUID(handle)),
-            name=str(nvml.nvmlDeviceGetName(handle)),
-            memory_bytes=int(memory.total),
-            memory_used_bytes=int(memory.used),
-            utilization_percent=None if usage is None else float(usage.gpu),
-            temperature_c=None if temperature is None else float(temperature),
-            power_w=None if power is None else power / 1000,
-            foreign_pids=tuple(sorted(each.pid for each in processes if each.pid not in mine)),
-        )
-
-    def _ask(self, function: Callable[..., Any], *arguments: object) -> Any:
-        """What many models don't tell is None; it is no failure of the driver."""
-        try:
-            return function(*arguments)
-        except (self._nvml.NVMLError_NotSupported, self._nvml.NVMLError_FunctionNotFound, self._nvml.NVMLError_NoPermission):
-            return None
+    def net(self) -> Pair:
+        counted = _or_none(lambda: psutil.net_io_counters(pernic=True)) or {}
+        found = {name: Counted(each.bytes_recv, each.bytes_sent) for name, each in counted.items() if name != "lo"}
+        return self._cards.rates(time.monotonic(), with_hardware(found, Path("/sys/class/net")))
 
 
-def _families(shims: Collection[int]) -> frozenset[int]:
-    """The pids of these shims and of all that descends from them; nothing escapes a shim, it is a subreaper."""
-    roots = set(shims)
-    return frozenset(roots | {each.pid for each in shim.descendants(roots, list(shim.processes()))})
+class Meter:
+    """Turns counters into rates. A device that comes or goes counts for nothing in the period in which it does."""
+
+    def __init__(self) -> None:
+        self._at = 0.0
+        self._before: Mapping[str, Counted] = {}
+
+    def rates(self, now: float, counted: Mapping[str, Counted]) -> Pair:
+        before, at = self._before, self._at
+        self._before, self._at = counted, now
+        both = [(before[name], counted[name]) for name in counted if name in before]
+        if not both or now <= at:
+            return (None, None)
+        incoming = sum(max(0, new.incoming - old.incoming) for old, new in both)
+        outgoing = sum(max(0, new.outgoing - old.outgoing) for old, new in both)
+        return (incoming / (now - at), outgoing / (now - at))
+
+
+def with_hardware(counted: Mapping[str, Counted], folder: Path) -> Mapping[str, Counted]:
+    """Those that are no partition, volume, bridge or tunnel; all of them where none has hardware, as in a container."""
+    hard = {name: each for name, each in counted.items() if (folder / name / "device").exists()}
+    return hard or counted

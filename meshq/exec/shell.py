@@ -40,7 +40,7 @@ from meshq.exec.launcher import SpawnFailed, Zygote
 from meshq.exec.preparation import PreparationFailed
 from meshq.exec.probe import Probe, Sample
 from meshq.exec.worker import Adopted, Attempt, Capacity, Exited, NeverStarted, StillRunning, Vanished, Worker, WorkerConfig
-from meshq.ids import Fence
+from meshq.ids import Fence, TaskId
 from meshq.task import Claimed, Environment, Gpu, Outcome
 
 log = logging.getLogger("meshq.exec")
@@ -82,10 +82,12 @@ class ExecShell:
         gpus_allowed: frozenset[int] | None = None,
         environ: Mapping[str, str] = os.environ,
         limits: tuple[tuple[int, int], ...] = (),
+        slot_for_each_gpu: bool = False,
         with_probe: bool = True,
     ) -> None:
         """`gpus_allowed`: the indices that may be given to tasks, None for all. `environ`: what tasks inherit; `limits`:
-        (RLIMIT_…, value) that tasks get where they should not inherit the agent's."""
+        (RLIMIT_…, value) that tasks get where they should not inherit the agent's. `slot_for_each_gpu`: as soon as the GPUs are
+        known there are as many slots as may be given out of them, but one at least."""
         self._home = home
         self._peer_name = peer_name
         self._source = source
@@ -98,7 +100,8 @@ class ExecShell:
         self._worker = Worker(config, self._loop.time())
         self._attempts = Attempts(home.attempts)
         self._zygote = Zygote()
-        self._probe = Probe(home.root, self._shim_pids) if with_probe else None
+        self._slot_for_each_gpu = slot_for_each_gpu
+        self._probe = Probe(home.root, self._shims) if with_probe else None
         self._sample: Sample | None = None
         self._measured = asyncio.Event()
         self._found: list[Found] = []
@@ -106,7 +109,7 @@ class ExecShell:
         self._preparing: dict[Fence, set[asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last_words: set[asyncio.Task[Any]] = set()  # those of `_tasks` that `close` waits for instead of ending them
-        self._running: tuple[Fence, ...] = ()  # read by the probe's thread
+        self._running: Mapping[Fence, TaskId] = {}  # read by the probe's thread; replaced, never changed
         self._timer: asyncio.TimerHandle | None = None
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -167,6 +170,10 @@ class ExecShell:
     def free(self) -> Capacity:
         return self._worker.free()
 
+    def slots(self) -> int:
+        """How many there are, given out or not."""
+        return self._worker.slots
+
     def attempts(self) -> Mapping[Fence, Attempt]:
         return self._worker.attempts()
 
@@ -183,7 +190,7 @@ class ExecShell:
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:
             self._carry_out_one(effect)
-        self._running = tuple(self._worker.attempts())
+        self._running = {fence: each.claimed.task for fence, each in self._worker.attempts().items()}
         self._arm()
 
     def _carry_out_one(self, effect: Effect) -> None:
@@ -352,20 +359,25 @@ class ExecShell:
     def _handle_sample(self, sample: Sample) -> None:
         self._sample = sample
         self._measured.set()
-        allowed = self._gpus_allowed
-        mine = {gpu for each in self._worker.attempts().values() for gpu in each.gpus}
+        given = {each.claimed.task: each.gpus for each in self._worker.attempts().values()}
+        mine = {index for indices in given.values() for index in indices}
         usable = tuple(
             each
-            for each in sample.usable_gpus()
-            if (allowed is None or each.index in allowed)
-            and (each.index in mine or gpulock.is_free(self._gpu_name(each.index)))
+            for each in sample.usable_gpus(given)
+            if self._is_allowed(each.index) and (each.index in mine or gpulock.is_free(self._gpu_name(each.index)))
         )
         self._carry_out(self._worker.handle_gpus(self._loop.time(), usable))
+        if self._slot_for_each_gpu:
+            whole = sum(1 for gpu in sample.gpus if self._is_allowed(gpu.index) and not gpu.mig_mode)
+            self._carry_out(self._worker.handle_slots(self._loop.time(), max(1, whole)))
 
-    def _shim_pids(self) -> frozenset[int]:
-        """In the probe's thread: the shims of what runs."""
-        pids = (self._attempts.shim_pid(fence) for fence in self._running)
-        return frozenset(pid for pid in pids if pid is not None)
+    def _is_allowed(self, index: int) -> bool:
+        return self._gpus_allowed is None or index in self._gpus_allowed
+
+    def _shims(self) -> dict[int, TaskId]:
+        """In the probe's thread: the shims of what runs, and the task of each."""
+        pids = ((self._attempts.shim_pid(fence), task) for fence, task in self._running.items())
+        return {pid: task for pid, task in pids if pid is not None}
 
     # --- loop tasks -------------------------------------------------------------------------------------------------
 

@@ -186,6 +186,7 @@ class Worker:
 
     def __init__(self, config: WorkerConfig, now: float) -> None:
         assert config.slots >= 0 and config.cpus >= 0 and config.memory_bytes >= 0
+        self.slots = config.slots
         self._config = config
         self._now = now
         self._usable: tuple[Device, ...] = ()
@@ -322,6 +323,13 @@ class Worker:
         self._usable = tuple(sorted(usable, key=lambda device: device.index))
         return [CapacityChanged()] if self.free() != before else []
 
+    def handle_slots(self, now: float, slots: int) -> list[Effect]:
+        """This many from now on: GPUs that were not there at the start bring slots of their own."""
+        self._clock(now)
+        assert slots >= 0
+        before, self.slots = self.slots, slots
+        return [CapacityChanged()] if slots != before else []
+
     # --- time -------------------------------------------------------------------------------------------------------
 
     def deadline(self) -> float:
@@ -343,7 +351,7 @@ class Worker:
         needs = [attempt.claimed.spec.needs for attempt in self._attempts.values()]
         given = {gpu for attempt in self._attempts.values() for gpu in attempt.gpus}
         return Capacity(
-            slots=max(0, self._config.slots - len(needs)),
+            slots=max(0, self.slots - len(needs)),
             cpus=max(0, self._config.cpus - sum(each.cpus for each in needs)),
             memory_bytes=max(0, self._config.memory_bytes - sum(each.memory_bytes for each in needs)),
             gpus=tuple(device.index for device in self._usable if device.index not in given),

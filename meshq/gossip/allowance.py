@@ -1,4 +1,4 @@
-"""A token bucket: how often something may happen, counted in events, on a clock that is passed in."""
+"""A token bucket: how often something may happen, counted in events or bytes, on a clock that is passed in."""
 
 
 class Allowance:
@@ -12,15 +12,15 @@ class Allowance:
         self._tokens = burst
         self._at = now
 
-    def left(self, now: float) -> bool:
+    def left(self, now: float, amount: float = 1.0) -> bool:
         """May it happen now? Takes nothing."""
         self._tokens = min(self._burst, self._tokens + max(0.0, now - self._at) * self._rate)
         self._at = now
-        return self._tokens >= 1.0
+        return self._tokens >= amount
 
-    def take(self, now: float) -> bool:
-        """One event, if it may happen now."""
-        if not self.left(now):
+    def take(self, now: float, amount: float = 1.0) -> bool:
+        """One event (or so much of what is counted), if it may happen now."""
+        if not self.left(now, amount):
             return False
-        self._tokens -= 1.0
+        self._tokens -= amount
         return True

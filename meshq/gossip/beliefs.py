@@ -1,39 +1,46 @@
 """What becomes of a belief: how rumors change what this peer thinks of others, and what it says when they are wrong about it.
 
-Problem. Everybody hears of everybody by rumors that are late, doubled, reordered and sometimes mistaken, and all must end with
-the same view, in which a peer that lives is not dead.
+Problem. Everybody hears of everybody by rumors that are late, doubled, reordered and sometimes mistaken, and all must end
+with the same view, in which a peer that lives is not dead.
 
 Invariant. The belief about a peer only grows in the order of `Member.precedence`, and nobody but the peer itself raises its
 epoch or incarnation. So all who heard the same rumors hold the same belief, and a peer can always outbid what is said of it.
 
 Algorithm. A greater belief replaces the held one and is passed on; an equal suspicion by somebody else confirms it; all else
-is ignored. A suspicion has a timer (`suspicion`), at whose end the suspect is dead. Deaths that are learnt through push/pull,
-which may be old, start as suspicions, so that whoever is alive can object. Whatever is said of me and is greater than what I
-say of myself, I outbid: by incarnation against an accusation, by epoch against another run of me (a home that was restored).
+is ignored. A suspicion has a timer (`suspicion`), at whose end the suspect is dead, if enough observers accuse it. A death
+that comes without enough of them, or through push/pull and so may be old, starts as a suspicion, so that whoever is alive
+can object. Whatever is said of me and is greater than what I say of myself, I outbid: by incarnation against an accusation,
+by epoch against another run of me (a home that was restored; if that run lives, `clones` decides).
 
-Limits. `MEMBERS_MAX` members: the longest gone make room for the living. Refutations are rationed: two copies of one home would
-otherwise outbid each other for ever, as fast as the network carries it (caio/foca#25).
+Limits. `MEMBERS_MAX` members: the longest gone make room for the living. Suspicions that I raise are rationed: who suspects
+a tenth of the mesh within a minute is likelier ill itself, and slows down (hashicorp/consul#5567). Refutations are rationed,
+as two runs of one home would otherwise outbid each other as fast as the network carries it (caio/foca#25).
 
 Reading: Das, Gupta, Motivala: SWIM, 2002, section 4; Dadgar et al.: Lifeguard, arXiv:1707.00788.
 """
 
-from collections import Counter
+import hashlib
+from collections import Counter, deque
 from dataclasses import replace
 from typing import Final
 
 from meshq.gossip import suspicion
 from meshq.gossip.allowance import Allowance
-from meshq.gossip.effects import Effect, MemberChanged, Refuted
+from meshq.gossip.clones import OtherRuns, is_newer
+from meshq.gossip.effects import Cloned, Effect, MemberChanged, Refuted
+from meshq.gossip.flaps import Flaps
 from meshq.gossip.member import Address, Liveness, Member
 from meshq.gossip.profile import SwimConfig
 from meshq.gossip.roster import Roster
 from meshq.gossip.rumors import RumorQueue
 from meshq.gossip.suspicion import Suspicion
-from meshq.gossip.wire import ACCUSERS_MAX, COUNT_MAX, Rumor, accuser
+from meshq.gossip.wire import ACCUSERS_MAX, COUNT_MAX, VIEW_BYTES, Rumor, accuser
 from meshq.ids import Epoch, PeerId
 
 REFUTATIONS_BURST: Final = 10
 REFUTATIONS_PER_SECOND: Final = 1.0
+SUSPICIONS_WINDOW: Final = 60.0
+SUSPICIONS_MIN: Final = 5  # within the window, or a tenth of the members if that is more
 
 
 class Beliefs:
@@ -47,6 +54,12 @@ class Beliefs:
         self._config = config
         self._counters = counters
         self._suspicions: dict[PeerId, Suspicion] = {}
+        self._evidence: dict[PeerId, tuple[str, ...]] = {}  # of the dead: who observed it
+        self._raised: deque[float] = deque()  # when I suspected somebody first
+        self.flaps = Flaps()
+        self.clone: Member | None = None
+        self.silent = False
+        self._other_runs = OtherRuns()
         self._urgent: dict[PeerId, None] = {}
         self._forgotten: list[PeerId] = []
         self._refutations = Allowance(REFUTATIONS_PER_SECOND, REFUTATIONS_BURST, now)
@@ -57,18 +70,19 @@ class Beliefs:
         return len(self.roster.live()) + 1
 
     @property
-    def left(self) -> bool:
-        return self.roster.me.liveness is Liveness.LEFT
+    def quiet(self) -> bool:
+        """Do I take no part any more: because I left, or because I am the newer of two clones?"""
+        return self.silent or self.roster.me.liveness is Liveness.LEFT
 
     def hear(self, now: float, rumor: Rumor, *, synced: bool = False, urgent: bool = False) -> list[Effect]:
         """Somebody tells a rumor; `synced` if by push/pull, `urgent` if nobody else may know it yet."""
         theirs = rumor.member
         if theirs.peer == self.roster.me.peer:
-            return self._hear_of_me(now, theirs)
+            return self._hear_of_me(now, rumor)
         before = self.roster.get(theirs.peer)
         if before is None:
             return self._meet(now, rumor, urgent)
-        if synced and theirs.liveness is Liveness.DEAD and before.liveness <= Liveness.SUSPECT:
+        if theirs.liveness is Liveness.DEAD and before.liveness <= Liveness.SUSPECT and (synced or not self._observed(rumor)):
             theirs = replace(theirs, liveness=Liveness.SUSPECT)
         if theirs.precedence > before.precedence:
             return self._adopt(now, theirs, now - rumor.gone_seconds, rumor.accusers, urgent=urgent)
@@ -81,25 +95,29 @@ class Beliefs:
         member = self.roster.get(peer)
         assert member is not None
         mark = (accuser(self.roster.me.peer),)
-        if member.liveness is Liveness.ALIVE:
+        if member.liveness is Liveness.ALIVE and self._may_suspect(now):
             return self._adopt(now, replace(member, liveness=Liveness.SUSPECT), now, mark, urgent=True)
         if member.liveness is Liveness.SUSPECT:
             self._confirm(now, peer, mark, urgent=True)
         return []
 
     def bury(self, now: float) -> list[Effect]:
-        """The suspects whose time is over are dead."""
+        """The suspects whose time is over are dead, unless somebody else who could have seen it has not."""
         effects: list[Effect] = []
         for peer in [peer for peer, held in self._suspicions.items() if held.deadline <= now]:
-            member = self.roster.get(peer)
+            member, held = self.roster.get(peer), self._suspicions[peer]
             assert member is not None
-            effects += self._adopt(now, replace(member, liveness=Liveness.DEAD), now, (), urgent=True)
+            if len(held.accusers) < suspicion.observers_needed(self.size) and self._has_witness():
+                self._counters["deaths_unconfirmed"] += 1
+                self._suspicions[peer] = replace(held, started_at=now)
+                continue
+            effects += self._adopt(now, replace(member, liveness=Liveness.DEAD), now, held.accusers, urgent=True)
         return effects
 
     def introduce(self, now: float, *, name: str, addresses: tuple[Address, ...], liveness: Liveness) -> list[Effect]:
         """Say something new about myself; nothing if it is not new."""
         me = self.roster.me
-        if self.left or (name, addresses, liveness) == (me.name, me.addresses, me.liveness):
+        if self.quiet or (name, addresses, liveness) == (me.name, me.addresses, me.liveness):
             return []
         if me.incarnation >= COUNT_MAX:
             self._counters["refutations_refused"] += 1
@@ -121,8 +139,26 @@ class Beliefs:
         member = self.roster.get(peer)
         assert member is not None
         held = self._suspicions.get(peer)
+        accusers = held.accusers if held is not None else self._evidence.get(peer, ())
         gone = self.roster.gone_for(now, peer) or 0.0
-        return Rumor(member, held.accusers[:ACCUSERS_MAX] if held is not None else (), int(gone))
+        return Rumor(member, accusers[:ACCUSERS_MAX], int(gone))
+
+    def view(self) -> bytes:
+        """A hash of all that I believe: two peers with equal hashes have nothing to tell each other.
+
+        Dead and left members are forgotten at slightly different times, so only those that take part are in it.
+        """
+        live = (self.roster.get(peer) for peer in (*self.roster.live(), self.roster.me.peer))
+        said = sorted(repr(member.precedence) + member.peer for member in live if member is not None)
+        return hashlib.blake2b("".join(said).encode(), digest_size=VIEW_BYTES).digest()
+
+    def meet_clone(self, other: Member) -> list[Effect]:
+        """Another run of me is alive: the newer of us falls silent."""
+        if self.clone is not None and self.clone.boot == other.boot:
+            return []
+        self.clone = other
+        self.silent = is_newer(self.roster.me, other)
+        return [Cloned(other, self.silent)]
 
     def take_urgent(self, now: float) -> list[Rumor]:
         """What changed by my own doing, or was told to me alone, since this was asked last."""
@@ -147,19 +183,45 @@ class Beliefs:
         assert 0 <= self.health <= self._config.health_max
         suspects = [member.peer for member in self.roster.members() if member.liveness is Liveness.SUSPECT]
         assert sorted(suspects) == sorted(self._suspicions)
+        dead = [member.peer for member in self.roster.members() if member.liveness is Liveness.DEAD]
+        assert sorted(dead) == sorted(self._evidence)
         assert self.roster.me.liveness in (Liveness.ALIVE, Liveness.LEFT)
 
-    def _hear_of_me(self, now: float, theirs: Member) -> list[Effect]:
-        me = self.roster.me
-        if self.left or theirs.precedence <= me.precedence:
+    def _hear_of_me(self, now: float, rumor: Rumor) -> list[Effect]:
+        me, theirs = self.roster.me, rumor.member
+        if self.quiet or theirs.precedence <= me.precedence:
             return []
-        if max(theirs.epoch, theirs.incarnation) >= COUNT_MAX or not self._refutations.take(now):
+        effects: list[Effect] = []
+        if theirs.boot not in (0, me.boot) and self._other_runs.is_alive(theirs):
+            effects += self.meet_clone(theirs)  # what I say below may be my last word: by it the other run knows, too
+        if theirs.epoch >= COUNT_MAX or not self._refutations.take(now):
             self._counters["refutations_refused"] += 1
-            return []
+            return effects
         if theirs.epoch == me.epoch and theirs.liveness is not Liveness.ALIVE:
             self.feel(+1)  # I was too slow to answer somebody
+            self.flaps.refuted(now, rumor.accusers)
         self._counters["refutations"] += 1
-        return [*self._speak(now, _above(me, theirs)), Refuted(theirs)]
+        return [*effects, *self._speak(now, _above(me, theirs)), Refuted(theirs)]
+
+    def _observed(self, rumor: Rumor) -> bool:
+        """Do enough observers stand behind this death?"""
+        return len(set(rumor.accusers)) >= suspicion.observers_needed(self.size)
+
+    def _has_witness(self) -> bool:
+        """Is there anybody else whom I don't suspect, and who so could confirm a death? Who is cut off from all has nobody."""
+        members = (self.roster.get(peer) for peer in self.roster.live())
+        return any(member is not None and member.liveness is Liveness.ALIVE for member in members)
+
+    def _may_suspect(self, now: float) -> bool:
+        """Within the ration of suspicions; beyond it I take myself to be ill."""
+        while self._raised and self._raised[0] <= now - SUSPICIONS_WINDOW:
+            self._raised.popleft()
+        if len(self._raised) >= max(SUSPICIONS_MIN, self.size // 10):
+            self._counters["suspicions_withheld"] += 1
+            self.feel(self._config.health_max)
+            return False
+        self._raised.append(now)
+        return True
 
     def _speak(self, now: float, me: Member) -> list[Effect]:
         """A new belief about myself."""
@@ -185,10 +247,12 @@ class Beliefs:
     def _adopt(self, now: float, member: Member, gone_since: float, accusers: tuple[str, ...], *, urgent: bool) -> list[Effect]:
         before = self.roster.get(member.peer)
         self.roster.put(member, gone_since)
+        self._suspicions.pop(member.peer, None)
+        self._evidence.pop(member.peer, None)
         if member.liveness is Liveness.SUSPECT:
             self._suspicions[member.peer] = suspicion.begin(self._config, self.size, now, accusers)
-        else:
-            self._suspicions.pop(member.peer, None)
+        elif member.liveness is Liveness.DEAD:
+            self._evidence[member.peer] = accusers[:ACCUSERS_MAX]
         self._tell(now, member.peer, urgent=urgent)
         return [MemberChanged(before, member)]
 
@@ -206,12 +270,13 @@ class Beliefs:
     def _forget(self, peer: PeerId) -> None:
         self.roster.forget(peer)
         self.queue.discard(peer)
+        self._evidence.pop(peer, None)
         self._urgent.pop(peer, None)
         self._forgotten.append(peer)
 
 
 def _above(me: Member, theirs: Member) -> Member:
     """Me, outbidding what is said of me."""
-    if theirs.epoch > me.epoch:
+    if theirs.epoch > me.epoch or theirs.incarnation >= COUNT_MAX:
         return replace(me, epoch=Epoch(theirs.epoch + 1), incarnation=0)
     return replace(me, incarnation=theirs.incarnation + 1)

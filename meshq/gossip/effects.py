@@ -15,6 +15,21 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Stream:
+    """Post `packet` over TCP to `peer`, whom UDP may not reach; hand each packet of the answer to `handle_stream_answer`."""
+
+    peer: PeerId
+    packet: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Put `packet` into the answer of the request that `handle_stream_packet` was called for; nothing else returns this."""
+
+    packet: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Sync:
     """Post `request` over TCP (push/pull) to `address`; hand the answer to `handle_sync_reply`.
 
@@ -43,17 +58,53 @@ class RecordChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class NoteHeard:
+    """What the ledger of a live peer says has changed: `note` is what its `note` was given."""
+
+    peer: PeerId
+    note: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class ProbeFailed:
-    """A member answered neither directly nor through others; it is now suspect."""
+    """A member answered neither directly, nor through others, nor over TCP; it is now suspect."""
 
     peer: PeerId
 
 
 @dataclass(frozen=True, slots=True)
 class Refuted:
-    """Somebody held me suspect or dead, or another run of me is alive; I raised my incarnation."""
+    """Somebody held me suspect or dead, or another run of me is known; I outbid it."""
 
     accusation: Member
 
 
-Effect = Send | Sync | MemberChanged | RecordChanged | ProbeFailed | Refuted
+@dataclass(frozen=True, slots=True)
+class TransportChanged:
+    """UDP to a live peer does not get there and back while TCP does (`udp` is false), or does so again."""
+
+    peer: PeerId
+    udp: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cloned:
+    """Another agent is alive with this very identity: a home was copied. If I am the `newer`, I have fallen silent."""
+
+    other: Member
+    newer: bool
+
+
+Effect = (
+    Send
+    | Stream
+    | Answer
+    | Sync
+    | MemberChanged
+    | RecordChanged
+    | NoteHeard
+    | ProbeFailed
+    | Refuted
+    | TransportChanged
+    | Cloned
+)

@@ -34,7 +34,11 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One belief about one peer. `incarnation` is raised by its owner alone."""
+    """One belief about one peer. `incarnation` is raised by its owner alone.
+
+    `boot` is drawn at random at each start, so that two agents with one identity (a home that was copied) can be told apart;
+    `started_at`, in wall-clock seconds, says which of them is the newer, and is for nothing else but display.
+    """
 
     peer: PeerId
     epoch: Epoch
@@ -43,11 +47,14 @@ class Member:
     name: str
     addresses: tuple[Address, ...]
     version: str = ""
+    started_at: int = 0
+    boot: int = 0
 
     @property
     def precedence(self) -> tuple[object, ...]:
         """The total order of beliefs about one peer."""
-        return (self.epoch, self.incarnation, self.liveness, self.name, self.addresses, self.version)
+        told = (self.name, self.addresses, self.version, self.started_at, self.boot)
+        return (self.epoch, self.incarnation, self.liveness, *told)
 
 
 def merge(mine: Member, theirs: Member) -> Member:

@@ -1,8 +1,7 @@
 """Whom to probe next, and the probes that are under way: mine, and those that I make for others.
 
 The order is a shuffled round-robin with new members inserted at random places, so that the time until a dead member is probed
-is bounded and not only expected (SWIM section 4.3). One probe of mine runs at a time. It starts with a ping; without an ack in
-time it pings once more and asks helpers to do so; it fails at the end of the interval. Late acks count until then.
+is bounded and not only expected (SWIM section 4.3). One probe of mine runs at a time.
 """
 
 from collections import deque
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from meshq.gossip.member import Address
+from meshq.gossip.packer import Origin
 from meshq.ids import PeerId
 
 if TYPE_CHECKING:
@@ -28,6 +27,7 @@ class ProbeOrder:
         self._rng = rng
         self._order: list[PeerId] = []
         self._next = 0
+        self._first: dict[PeerId, None] = {}
 
     def insert(self, peer: PeerId) -> None:
         """A new member, at a random place of this round or, if that has passed, of the next."""
@@ -37,9 +37,18 @@ class ProbeOrder:
             if place < self._next:
                 self._next += 1
 
+    def promote(self, peer: PeerId) -> None:
+        """Next, whatever the order says."""
+        self._first[peer] = None
+
     def next(self, live: Sequence[PeerId]) -> PeerId | None:
         """The next of `live` in the order; None if nobody is live."""
         alive = dict.fromkeys(live)
+        while self._first:
+            peer = next(iter(self._first))
+            del self._first[peer]
+            if peer in alive:
+                return peer
         for _ in range(2 * len(self._order) + 1):
             if self._next >= len(self._order):
                 self._order = [peer for peer in self._order if peer in alive]
@@ -66,6 +75,9 @@ class Probe:
     asked: int = 0
     nacks: int = 0
     indirect: bool = False
+    acked: bool = False
+    acked_by_udp: bool = False  # by the peer itself
+    acked_by_tcp: bool = False
 
     @property
     def deadline(self) -> float:
@@ -76,7 +88,7 @@ class Probe:
 class Relay:
     """A ping that I sent for somebody else, who knows it by `number`."""
 
-    asker: Address
+    asker: Origin
     number: int
     nack_at: float
 

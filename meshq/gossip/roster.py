@@ -4,12 +4,17 @@ It keeps the invariant that a belief about a peer only grows (`member.merge`). H
 it, is decided in `beliefs`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from meshq.config import ADDRESSES_MAX, MEMBERS_MAX
 from meshq.gossip.member import Address, Liveness, Member
+from meshq.gossip.wire import short_id
 from meshq.ids import PeerId
+
+NEVER: Final = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +33,7 @@ class KnownPeer:
 class _Entry:
     member: Member
     gone_since: float | None = None  # when it died or left; None while it is alive or suspect
-    heard: Address | None = None  # where it sends from, in this epoch
+    heard: Address | None = None  # where it sends from, in this run
     tries: int = 0  # of syncs, so that each of its addresses gets its turn
 
 
@@ -38,7 +43,10 @@ class Roster:
     def __init__(self, me: Member) -> None:
         self._me = me.peer
         self._entries: dict[PeerId, _Entry] = {me.peer: _Entry(me)}
+        self._by_short: dict[bytes, PeerId] = {short_id(me.peer): me.peer}
         self._live: tuple[PeerId, ...] | None = None
+        self._publishing: tuple[PeerId, ...] | None = None
+        self._publishing_until = NEVER
 
     @property
     def me(self) -> Member:
@@ -70,19 +78,33 @@ class Roster:
         """Adopt a belief that is greater than the one held. `gone_since` counts if it says dead or left."""
         entry = self._entries.get(member.peer)
         gone = gone_since if member.liveness >= Liveness.DEAD else None
-        self._live = None
+        self._live = self._publishing = None
         if entry is None:
             self._entries[member.peer] = _Entry(member, gone)
+            self._by_short[short_id(member.peer)] = member.peer
             return
         assert member.precedence > entry.member.precedence
-        if member.epoch > entry.member.epoch:
+        if (member.epoch, member.boot) != (entry.member.epoch, entry.member.boot):
             entry.heard = None  # a new run may be anywhere
         entry.member, entry.gone_since = member, gone
 
     def forget(self, peer: PeerId) -> None:
         assert peer != self._me
-        self._live = None
+        self._live = self._publishing = None
         del self._entries[peer]
+        self._by_short.pop(short_id(peer), None)
+
+    def by_short(self, short: bytes) -> PeerId | None:
+        return self._by_short.get(short)
+
+    def publishing(self, now: float, gone_max: float) -> tuple[PeerId, ...]:
+        """Whose telemetry is worth comparing: all but those that are gone for longer, who publish nothing."""
+        if self._publishing is None or now >= self._publishing_until:
+            fresh = {peer: entry.gone_since for peer, entry in self._entries.items()}
+            self._publishing = tuple(peer for peer, since in fresh.items() if since is None or now - since < gone_max)
+            ends = (since + gone_max for since in fresh.values() if since is not None and now - since < gone_max)
+            self._publishing_until = min(ends, default=NEVER)
+        return self._publishing
 
     def make_room(self, liveness: Liveness) -> tuple[bool, PeerId | None]:
         """May another member of this liveness be added, and who must be forgotten for it: the one gone for longest.

@@ -5,15 +5,17 @@ them the newest. The queue is bounded and pruned whenever something is put in, n
 mesh it grew to 160,000 between two runs of the timer: hashicorp/consul#9927); what is pruned was told most often.
 """
 
+import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from meshq.gossip.wire import Rumor
+from meshq.gossip.wire import Coded, Rumor, coded
 from meshq.ids import PeerId
 
 QUEUE_MIN: Final = 256  # room for this many rumors, or for two a member if that is more
+PACKET_RUMORS_MAX: Final = 24  # more don't fit one packet: the smallest takes some 90 bytes
 
 
 def retransmit_limit(multiplier: int, members: int) -> int:
@@ -23,9 +25,13 @@ def retransmit_limit(multiplier: int, members: int) -> int:
 
 @dataclass(slots=True)
 class _Entry:
-    rumor: Rumor
+    coded: Coded[Rumor]
     sequence: int
     told: int = 0
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return (self.told, -self.sequence)
 
 
 class RumorQueue:
@@ -42,22 +48,22 @@ class RumorQueue:
     def put(self, rumor: Rumor, members: int) -> None:
         """Tell this from now on instead of whatever was told about the same member."""
         self._sequence += 1
-        self._entries[rumor.member.peer] = _Entry(rumor, self._sequence)
+        self._entries[rumor.member.peer] = _Entry(coded(rumor), self._sequence)
         if len(self._entries) > max(QUEUE_MIN, 2 * members):
-            worst = max(self._entries.values(), key=lambda entry: (entry.told, -entry.sequence))
-            del self._entries[worst.rumor.member.peer]
+            del self._entries[max(self._entries, key=lambda peer: self._entries[peer].order)]
             self.dropped += 1
 
-    def next(self) -> list[Rumor]:
-        """All rumors, the one to be told first in front."""
-        ordered = sorted(self._entries.values(), key=lambda entry: (entry.told, -entry.sequence))
-        return [entry.rumor for entry in ordered]
+    def next(self) -> list[Coded[Rumor]]:
+        """What the next packet should tell, first things first."""
+        if len(self._entries) == 1:
+            return [entry.coded for entry in self._entries.values()]
+        return [entry.coded for entry in heapq.nsmallest(PACKET_RUMORS_MAX, self._entries.values(), lambda each: each.order)]
 
     def told(self, rumors: Sequence[Rumor], limit: int) -> None:
         """These went into a packet; those that were told `limit` times are done."""
         for rumor in rumors:
             entry = self._entries.get(rumor.member.peer)
-            if entry is None or entry.rumor is not rumor:
+            if entry is None or entry.coded[0] is not rumor:
                 continue
             entry.told += 1
             if entry.told >= limit:
@@ -69,4 +75,4 @@ class RumorQueue:
 
     def check(self, members: int) -> None:
         assert len(self._entries) <= max(QUEUE_MIN, 2 * members) + 1
-        assert all(peer == entry.rumor.member.peer for peer, entry in self._entries.items())
+        assert all(peer == entry.coded[0].member.peer for peer, entry in self._entries.items())

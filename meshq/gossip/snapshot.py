@@ -1,7 +1,8 @@
 """The peers that this one knew, on disk, so that a mesh that was switched off finds itself again.
 
 It holds the failed as well as the living: after a power cut everybody's last view is that everybody else failed. The file is
-replaced whole, so after a crash it is the old or the new one. A damaged file is put aside and not fatal: seeds and mDNS remain.
+replaced whole, and its name is on disk before `save` returns, so after a crash it is the old or the new one. A damaged file is
+put aside and not fatal: seeds and mDNS remain.
 """
 
 import logging
@@ -59,8 +60,18 @@ def save(path: Path, peers: Sequence[KnownPeer], wall_now: float) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise StoreError(f"cannot save the known peers to {path}: {error.strerror}") from None
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name of a file is lost with the power until its folder is on disk, too."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load(path: Path, wall_now: float) -> list[KnownPeer]:

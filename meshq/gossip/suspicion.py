@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from meshq.gossip.profile import SwimConfig
 
 MEMBERS_FOR_CONFIRMATIONS = 4  # with fewer there are not enough others to confirm anything: the shortest timeout at once
+MEMBERS_FOR_OBSERVERS = 5
+OBSERVERS = 2
 
 
 def timeout_min(config: SwimConfig, members: int) -> float:
@@ -20,6 +22,11 @@ def timeout_min(config: SwimConfig, members: int) -> float:
 
 def confirmations_needed(config: SwimConfig, members: int) -> int:
     return 0 if members < MEMBERS_FOR_CONFIRMATIONS else config.confirmations
+
+
+def observers_needed(members: int) -> int:
+    """How many different accusers a death needs to be believed; none are counted where there are too few members."""
+    return OBSERVERS if members >= MEMBERS_FOR_OBSERVERS else 0
 
 
 def timeout(shortest: float, longest: float, needed: int, confirmations: int) -> float:
@@ -47,12 +54,17 @@ class Suspicion:
     def confirmed(self, accusers: tuple[str, ...]) -> "Suspicion":
         """With those of `accusers` that are new, as far as they still count; the same suspicion if none does."""
         new = [accuser for accuser in dict.fromkeys(accusers) if accuser not in self.accusers]
-        merged = (*self.accusers, *new)[: self.needed + 1]
+        merged = (*self.accusers, *new)[: _accusers_max(self.needed)]
         return replace(self, accusers=merged) if len(merged) > len(self.accusers) else self
 
 
 def begin(config: SwimConfig, members: int, now: float, accusers: tuple[str, ...]) -> Suspicion:
     shortest = timeout_min(config, members)
     needed = confirmations_needed(config, members)
-    first = tuple(dict.fromkeys(accusers))[: needed + 1]
+    first = tuple(dict.fromkeys(accusers))[: _accusers_max(needed)]
     return Suspicion(now, shortest, shortest * config.suspicion_max_multiplier, needed, first)
+
+
+def _accusers_max(needed: int) -> int:
+    """More say nothing new. A mesh that grows meanwhile may need observers where it needed no confirmations."""
+    return max(needed + 1, OBSERVERS)

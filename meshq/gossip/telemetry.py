@@ -6,7 +6,7 @@ have by digests of a random slice of all members: a digest of everybody outgrew 
 older. That second digest lists only what the first side has newer, so it is answered by records alone, and the exchange ends.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -82,14 +82,16 @@ class RecordTable:
         return [self._entry(peer) for peer in chosen]
 
     def compare(
-        self, now: float, digest: Iterable[DigestEntry], peers: Iterable[PeerId]
+        self, now: float, digest: Iterable[DigestEntry], resolve: Callable[[bytes], PeerId | None]
     ) -> tuple[list[Record], list[DigestEntry]]:
-        """For the sender of `digest`: the records that I have newer, newest first; and what I have of those it has newer."""
-        by_short = {short_id(peer): peer for peer in peers}
+        """For the sender of `digest`: the records that I have newer, newest first; and what I have of those it has newer.
+
+        `resolve` gives the member with a short id.
+        """
         newer: list[tuple[float, PeerId, Held]] = []
         older: list[DigestEntry] = []
         for entry in digest:
-            peer = by_short.get(entry.short)
+            peer = resolve(entry.short)
             if peer is None:
                 continue
             held = self._held.get(peer)

@@ -1,9 +1,10 @@
 """What peers say to each other: the schema of packets and of push/pull, and how a packet is filled.
 
-A packet holds one message of the failure detector (or `GossipOnly`) and whatever fits beside it: rumors about members, a digest
-of telemetry versions, telemetry records. It never exceeds `PACKET_PLAIN_BYTES_MAX`, so that sealed it stays one unfragmented
-datagram. Two classes compete for the room: membership has 60 % of it for sure and telemetry 40 %; what one class does not use,
-the other may. (A queue that served one class first starved the other for good: hashicorp/memberlist#299.)
+A packet holds one message of the failure detector (or `GossipOnly`) and whatever fits beside it: rumors about members, a
+note of the ledger, a digest of telemetry versions, telemetry records. It never exceeds `PACKET_PLAIN_BYTES_MAX`, so that
+sealed it stays one unfragmented datagram. Three classes compete for the room: membership has half of it for sure, telemetry
+a third, the ledger as much as its note may be long; what one class does not use, the others may. (A queue that served one
+class first starved the other for good: hashicorp/memberlist#299.)
 
 Reading checks everything that later code relies on, and raises `MalformedData` for all else.
 """
@@ -13,30 +14,38 @@ import functools
 import ipaddress
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar, Final, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, Final, TypeAlias, TypeVar
 
 from meshq import codec
-from meshq.config import ADDRESSES_MAX, NAME_CHARS_MAX, PACKET_BYTES_MAX, PACKET_ITEMS_MAX, RECORD_BYTES_MAX, SYNC_BYTES_MAX
+from meshq.config import (
+    ADDRESSES_MAX,
+    MEMBERS_MAX,
+    NAME_CHARS_MAX,
+    PACKET_BYTES_MAX,
+    PACKET_ITEMS_MAX,
+    RECORD_BYTES_MAX,
+    SYNC_BYTES_MAX,
+)
 from meshq.errors import MalformedData
 from meshq.gossip.member import Member
 from meshq.ids import Epoch, PeerId, is_peer_id
 
 SEAL_BYTES_MAX: Final = 48  # header and tag that sealing adds
 PACKET_PLAIN_BYTES_MAX: Final = PACKET_BYTES_MAX - SEAL_BYTES_MAX
-HEADERS_BYTES: Final = 8  # by how much the length prefixes of the three sequences of a packet may grow
-MEMBERSHIP_SHARE: Final = 0.6  # telemetry has the rest; the ledger does not travel by UDP
-COUNT_MAX: Final = (
-    2**32 - 1
-)  # of epochs, incarnations and versions: they fit a digest's entry, and can still be exceeded by one
+HEADS_BYTES: Final = 12  # what MessagePack needs around the parts of a packet or push/pull
+NOTE_BYTES_MAX: Final = 64  # of the ledger; its rows travel over TCP, in UDP it only says what it has
+TELEMETRY_SHARE: Final = 0.35  # of the room that the note leaves; membership has the rest
+COUNT_MAX: Final = 2**32 - 1  # of epochs, incarnations, versions: they fit a digest's entry, and can still be exceeded by one
 VERSION_CHARS_MAX: Final = 32
 ACCUSERS_MAX: Final = 8
 ACCUSER_CHARS: Final = 10  # 50 bits of a peer id: enough to tell accusers apart
 HOST_CHARS_MAX: Final = 45  # the longest spelling of an IPv6 address
 AGE_MS_MAX: Final = 2**45  # a thousand years
+STARTED_MAX: Final = 2**40
 
-ITEM_BYTES_MIN: Final = 60  # no rumor or record is smaller: its peer id alone takes 54
-MISSES_MAX: Final = 4
+MISSES_MAX: Final = 4  # items that don't fit, before the search for smaller ones is given up
+VIEW_BYTES: Final = 16
 
 _DIGEST_ENTRY = struct.Struct(">5sII")
 
@@ -129,29 +138,41 @@ class Packet:
     rumors: tuple[Rumor, ...] = ()
     digest: bytes = b""
     records: tuple[Record, ...] = ()
+    note: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncRequest:
-    """Push/pull: all that I believe, `sender` first of all. The answer is the same of the other side."""
+    """Push/pull: all that I believe, `sender` first of all. The answer is the same of the other side.
+
+    With a `view` (see `Beliefs.view`) it is a question only, and has nothing else: do you believe the same?
+    """
 
     TAG: ClassVar[int] = 1
 
     sender: Member
     rumors: tuple[Rumor, ...]
     records: tuple[Record, ...]
+    view: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncReply:
+    """`same`: I believe what the view in your question stands for, so there is nothing to tell.
+
+    If it is false in the answer to a question, this is all that I believe, and I want to hear the same of you.
+    """
+
     TAG: ClassVar[int] = 2
 
     sender: Member
     rumors: tuple[Rumor, ...]
     records: tuple[Record, ...]
+    same: bool = False
 
 
-Item = TypeVar("Item", Rumor, Record)
+Item = TypeVar("Item")
+Coded: TypeAlias = tuple[Item, bytes]
 Synced = TypeVar("Synced", SyncRequest, SyncReply)
 
 
@@ -175,9 +196,9 @@ def unpack_digest(digest: bytes) -> list[DigestEntry]:
     return [DigestEntry(*fields) for fields in _DIGEST_ENTRY.iter_unpack(digest)]
 
 
-def size(item: Rumor | Record) -> int:
-    """Bytes that the item takes in a packet."""
-    return len(codec.encode(item))
+def coded(item: Item) -> Coded[Item]:
+    """An item and its encoding: a rumor goes into many packets, and is encoded once."""
+    return item, codec.encode(item)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,66 +206,89 @@ class Filled:
     """A packet ready to be sealed, and what found room in it, in order."""
 
     data: bytes
-    rumors: tuple[Rumor, ...]
-    records: tuple[Record, ...]
+    rumors: tuple[Rumor, ...] = ()
+    records: tuple[Record, ...] = ()
 
 
 def fill(
     packet: Packet,
     *,
-    rumors: Sequence[Rumor] = (),
+    rumors: Sequence[Coded[Rumor]] = (),
     digest: Sequence[DigestEntry] = (),
     records: Sequence[Record] = (),
     lead: Record | None = None,
 ) -> Filled:
-    """`packet` (its message only) with as much beside it as fits, in the order given. `lead` is what the packet is for: it
+    """`packet` (its message and note) with as much beside it as fits, in the order given. `lead` is what the packet is for: it
     comes before all else (a record may need more than telemetry's share)."""
-    bare = codec.encode(packet)
+    assert len(packet.note) <= NOTE_BYTES_MAX
     if not (rumors or digest or records or lead):
-        return Filled(bare, (), ())
-    room = PACKET_PLAIN_BYTES_MAX - len(bare) - HEADERS_BYTES
-    leading = () if lead is None else (lead,)
-    room -= sum(size(record) for record in leading)
+        return Filled(codec.encode(packet))
+    head = [codec.encode(packet.sender), codec.encode(packet.epoch), codec.encode(packet.message)]
+    carried = [coded(lead)] if lead is not None else []
+    room = PACKET_PLAIN_BYTES_MAX - sum(map(len, head)) - HEADS_BYTES - _bytes(carried)
     assert room >= 0, "a record larger than RECORD_BYTES_MAX"
-    wanted = len(digest) * _DIGEST_ENTRY.size + sum(size(record) for record in records)
-    for_telemetry = min(wanted, int(room * (1 - MEMBERSHIP_SHARE)))
-    told, used = _first_fitting(rumors, room - for_telemetry)
-    room -= used
+    note = packet.note if len(packet.note) <= room else b""  # only beside the largest records; all other packets carry it
+    room -= len(note)
+    waiting = [coded(record) for record in records]
+    wanted = len(digest) * _DIGEST_ENTRY.size + _bytes(waiting)
+    told = _first_fitting(rumors, room - min(wanted, int(room * TELEMETRY_SHARE)))
+    room -= _bytes(told)
     entries = digest[: room // _DIGEST_ENTRY.size]
-    carried, _ = _first_fitting(records, room - len(entries) * _DIGEST_ENTRY.size)
-    full = replace(packet, rumors=told, digest=pack_digest(entries), records=(*leading, *carried))
-    data = codec.encode(full)
+    carried += _first_fitting(waiting, room - len(entries) * _DIGEST_ENTRY.size)
+    tail = [codec.encode(pack_digest(entries)), _array(carried), codec.encode(note)]
+    data = b"".join([_array_head(7), *head, _array(told), *tail])
     assert len(data) <= PACKET_PLAIN_BYTES_MAX
-    return Filled(data, told, full.records)
+    return Filled(data, _items(told), _items(carried))
 
 
 def fill_sync(
     kind: type[SyncRequest] | type[SyncReply], sender: Member, rumors: Sequence[Rumor], records: Sequence[Record]
 ) -> bytes:
     """A push/pull message with as many rumors as fit, then records."""
-    room = SYNC_BYTES_MAX - len(codec.encode(kind(sender, (), ()))) - HEADERS_BYTES
-    told, used = _first_fitting(rumors, room)
-    carried, _ = _first_fitting(records, room - used)
-    return codec.encode(kind(sender, told, carried))
+    empty = codec.encode(kind(sender, (), ()))
+    room = SYNC_BYTES_MAX - len(empty) - HEADS_BYTES
+    told = _first_fitting([coded(rumor) for rumor in rumors], room)
+    carried = _first_fitting([coded(record) for record in records], room - _bytes(told))
+    return codec.encode(kind(sender, _items(told), _items(carried)))
 
 
-def _first_fitting(items: Sequence[Item], room: int) -> tuple[tuple[Item, ...], int]:
-    """Those of `items` that fit into `room` bytes, each taken if it still fits; and the bytes they take.
+def encode_sync(message: SyncRequest | SyncReply) -> bytes:
+    """A push/pull message that tells nothing."""
+    return codec.encode(message)
 
-    It gives up after a few that don't fit: measuring all that wait for each packet is what costs most in a large mesh.
-    """
-    chosen: list[Item] = []
-    used = misses = 0
-    for item in items:
-        if used + ITEM_BYTES_MIN > room or misses >= MISSES_MAX or len(chosen) >= codec.ARRAY_ITEMS_MAX:
+
+def _first_fitting(items: Sequence[Coded[Item]], room: int) -> list[Coded[Item]]:
+    """Those of `items` that fit into `room` bytes, each taken if it still fits, up to a few that don't."""
+    chosen: list[Coded[Item]] = []
+    misses = 0
+    for each in items:
+        if misses >= MISSES_MAX or len(chosen) >= codec.ARRAY_ITEMS_MAX:
             break
-        needed = size(item)
-        if used + needed <= room:
-            chosen.append(item)
-            used += needed
+        if len(each[1]) <= room:
+            chosen.append(each)
+            room -= len(each[1])
         else:
             misses += 1
-    return tuple(chosen), used
+    return chosen
+
+
+def _bytes(items: Iterable[Coded[Item]]) -> int:
+    return sum(len(data) for _, data in items)
+
+
+def _items(items: Iterable[Coded[Item]]) -> tuple[Item, ...]:
+    return tuple(item for item, _ in items)
+
+
+def _array(items: Sequence[Coded[Item]]) -> bytes:
+    """What `codec.encode` makes of a tuple of these."""
+    return b"".join([_array_head(len(items)), *(data for _, data in items)])
+
+
+@functools.cache
+def _array_head(length: int) -> bytes:
+    """How MessagePack begins an array of so many items; a packet never holds more than 16 bits can count."""
+    return bytes([0x90 | length]) if length < 16 else b"\xdc" + length.to_bytes(2, "big")
 
 
 def read_packet(data: bytes) -> Packet:
@@ -255,18 +299,21 @@ def read_packet(data: bytes) -> Packet:
     if isinstance(message, Ping | PingRequest):
         _require(is_peer_id(message.target), "target")
     _require(len(packet.digest) % _DIGEST_ENTRY.size == 0, "digest")
+    _require(len(packet.note) <= NOTE_BYTES_MAX, "note")
     _check_items(packet.rumors, packet.records)
     return packet
 
 
 def read_sync_request(data: bytes) -> SyncRequest:
     """MalformedData for anything else."""
-    return _checked_sync(codec.decode(SyncRequest, data, bytes_max=SYNC_BYTES_MAX))
+    request = _checked_sync(codec.decode(SyncRequest, data, bytes_max=SYNC_BYTES_MAX, items_max=MEMBERS_MAX))
+    _require(len(request.view) in (0, VIEW_BYTES), "view")
+    return request
 
 
 def read_sync_reply(data: bytes) -> SyncReply:
     """MalformedData for anything else."""
-    return _checked_sync(codec.decode(SyncReply, data, bytes_max=SYNC_BYTES_MAX))
+    return _checked_sync(codec.decode(SyncReply, data, bytes_max=SYNC_BYTES_MAX, items_max=MEMBERS_MAX))
 
 
 def _checked_sync(message: Synced) -> Synced:
@@ -293,6 +340,7 @@ def _check_member(member: Member) -> None:
     _require(0 <= member.epoch <= COUNT_MAX and 0 <= member.incarnation <= COUNT_MAX, "epoch or incarnation")
     _require(len(member.name) <= NAME_CHARS_MAX and _is_plain(member.name), "name")
     _require(len(member.version) <= VERSION_CHARS_MAX and _is_plain(member.version), "version")
+    _require(0 <= member.started_at <= STARTED_MAX and 0 <= member.boot <= codec.INT_MAX, "run")
     _require(len(member.addresses) <= ADDRESSES_MAX, "number of addresses")
     for address in member.addresses:
         _require(0 < address.port < 65_536 and is_numeric(address.host), "address")

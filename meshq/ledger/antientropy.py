@@ -1,12 +1,16 @@
 """When to ask whom for the rows that pushes did not bring.
 
-One random live peer every 1 to 5 seconds, up to 15 after three syncs in a row that brought nothing; a peer that has just come
-alive at once; after a stall, whoever is alive, at once. At most one sync with a peer is under way. The rules of merging and
-adopting are those of `replica.py`; this module only keeps the schedule and the pages of one sync apart from those of another.
+One random live peer every 1 to 5 seconds, up to 15 after three syncs in a row that brought nothing; a peer that has just
+come alive at once; after a stall, whoever is alive, at once; and a peer whose note, a hash of its version vector that gossip
+carries, still differs from mine after what was on its way must have arrived. At most one sync with a peer is under way. The
+rules of merging and adopting are those of `replica.py`; this module only keeps the schedule and the pages of one sync apart
+from those of another.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 from meshq.ids import PeerId
@@ -18,7 +22,15 @@ if TYPE_CHECKING:
     from random import Random
 
 IDLE_AFTER = 3
+NOTE_BYTES = 16
+NOTE_PATIENCE = 2.0  # for pushes that are on their way when a note arrives
 SYNCS_MAX = 3  # under way at once: who comes back after a week needs its rows once, not from everybody
+
+
+def note_of(vector: Vector) -> bytes:
+    """What two peers have in common that have the same rows, as far as they know."""
+    text = "\n".join(f"{actor} {seq}" for actor, seq in sorted(vector.items()))
+    return hashlib.blake2b(text.encode(), digest_size=NOTE_BYTES).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,12 +59,17 @@ class AntiEntropy:
         self._rng = rng
         self._underway: dict[PeerId, _Underway] = {}
         self._wanted: dict[PeerId, None] = {}
+        self._noted: dict[PeerId, tuple[bytes, float]] = {}  # and when to look whether it differs from mine
         self._noops = 0
         self._next_at = now + rng.uniform(config.sync_min, config.sync_max)
 
     def ask(self, peer: PeerId) -> None:
         """Sync with this peer as soon as few enough syncs are under way."""
         self._wanted[peer] = None
+
+    def heed(self, now: float, peer: PeerId, note: bytes) -> None:
+        """What the peer has, by its own word."""
+        self._noted[peer] = (note, now + NOTE_PATIENCE)
 
     def begin(self, now: float, vector: Vector) -> list[SendSync]:
         """Begin the syncs that are wanted."""
@@ -88,6 +105,7 @@ class AntiEntropy:
         """The peer did not answer, or is not alive any more."""
         self._underway.pop(peer, None)
         self._wanted.pop(peer, None)
+        self._noted.pop(peer, None)
 
     def hurry(self, now: float) -> None:
         """Something could not be pushed: don't wait as long as after syncs that brought nothing."""
@@ -95,10 +113,15 @@ class AntiEntropy:
         self._next_at = min(self._next_at, now + self._rng.uniform(self._config.sync_min, self._config.sync_max))
 
     def deadline(self) -> float:
-        return min([self._next_at, *(sync.due for sync in self._underway.values())])
+        looks = min((due for _, due in self._noted.values()), default=inf)
+        return min([self._next_at, looks, *(sync.due for sync in self._underway.values())])
 
-    def handle_timeout(self, now: float, alive: Sequence[PeerId]) -> None:
+    def handle_timeout(self, now: float, alive: Sequence[PeerId], vector: Vector) -> None:
         """Give up on syncs that take too long; choose a peer for the next one if it is time."""
+        for peer in [peer for peer, (_, due) in self._noted.items() if due <= now]:
+            note, _ = self._noted.pop(peer)
+            if peer in alive and note != note_of(vector):
+                self.ask(peer)
         for peer in [peer for peer, sync in self._underway.items() if sync.due <= now]:
             del self._underway[peer]
         if self._next_at > now:

@@ -34,7 +34,7 @@ from meshq.config import ARRAY_TASKS_MAX
 from meshq.errors import TaskFailed, UsageError
 from meshq.ids import Dot, Fence, PeerId, TaskId, fence
 from meshq.ledger.admission import admit
-from meshq.ledger.antientropy import AntiEntropy
+from meshq.ledger.antientropy import AntiEntropy, note_of
 from meshq.ledger.board import Board
 from meshq.ledger.claiming import Deal
 from meshq.ledger.effects import (
@@ -250,6 +250,11 @@ class Ledger:
                 self._replica.adopt(page.upto, page.floors)
         return self._finish(now)
 
+    def handle_note(self, now: float, peer: PeerId, note: bytes) -> list[Effect]:
+        """By gossip: a hash of what the peer has."""
+        self._sync.heed(now, peer, note)
+        return self._finish(now)
+
     def handle_sync_failed(self, now: float, peer: PeerId) -> list[Effect]:
         self._sync.failed(peer)
         self._sync.hurry(now)
@@ -293,7 +298,7 @@ class Ledger:
 
     def handle_timeout(self, now: float) -> list[Effect]:
         self._after += self._pushes.handle_timeout(now)
-        self._sync.handle_timeout(now, self._sessions.alive)
+        self._sync.handle_timeout(now, self._sessions.alive, self._replica.vector)
         return self._finish(now)
 
     # ---- views
@@ -305,6 +310,11 @@ class Ledger:
     @property
     def vector(self) -> Vector:
         return self._replica.vector
+
+    @property
+    def note(self) -> bytes:
+        """A hash of what I have, to be told by gossip."""
+        return note_of(self._replica.vector)
 
     @property
     def counters(self) -> Mapping[str, int]:

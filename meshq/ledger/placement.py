@@ -57,7 +57,7 @@ def fits_now(needs: Needs, telemetry: Telemetry, free: Capacity) -> bool:
     """Whether the task fits into `free`, which is at most what `telemetry` says is free."""
     if not free.holds(needs):
         return False
-    idle = [gpu for gpu in telemetry.gpus if gpu.task is None and not gpu.foreign_pids]
+    idle = [gpu for gpu in telemetry.gpus if gpu.task is None and not gpu.foreign_pids and not gpu.problem]
     return not needs.gpu_memory_bytes or _large_enough(needs, idle) >= gpus_needed(needs)
 
 
@@ -114,9 +114,11 @@ def _lacks(needs: Needs, queue: str, told: Telemetry) -> list[str]:
         if told.labels.get(label) != value:
             has = f"{label}={told.labels[label]}" if label in told.labels else "no such label"
             lacks.append(f"is not labelled {label}={value} (it has {has})")
-    if len(told.gpus) < gpus_needed(needs):
-        lacks.append(f"has {len(told.gpus)} GPUs where {gpus_needed(needs)} are needed")
-    elif _large_enough(needs, told.gpus) < gpus_needed(needs):
+    whole = [gpu for gpu in told.gpus if not gpu.mig_mode]
+    if len(whole) < gpus_needed(needs):
+        sliced = f" and {len(told.gpus) - len(whole)} in MIG mode" if len(whole) < len(told.gpus) else ""
+        lacks.append(f"has {len(whole)} GPUs{sliced} where {gpus_needed(needs)} are needed")
+    elif _large_enough(needs, whole) < gpus_needed(needs):
         lacks.append(f"has too few GPUs with {needs.gpu_memory_bytes / GIB:.1f} GiB of memory")
     if told.cpus < needs.cpus:
         lacks.append(f"has {told.cpus} CPUs where {needs.cpus} are needed")

@@ -58,6 +58,7 @@ class Hooks:
     on_start: Callable[[Fence], None]
     on_stop: Callable[[Fence, str], None]
     on_change: Callable[[TaskId], None]
+    on_note: Callable[[bytes], None]  # what this peer has is another now: for gossip
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,9 @@ class LedgerShell:
     def ready(self, fence: Fence) -> None:
         self._feed(self._core.handle_ready(self._clock(), fence))
 
+    def note(self, peer: PeerId, note: bytes) -> None:
+        self._feed(self._core.handle_note(self._clock(), peer, note))
+
     async def ended(self, fence: Fence, outcome: Outcome) -> None:
         """Returns when the end is committed: exec may forget it then."""
         await self._feed(self._core.handle_ended(self._clock(), fence, outcome))
@@ -182,7 +186,8 @@ class LedgerShell:
                 self._wake.clear()
                 await self._wake.wait()
             batches = [self._outbox[place] for place in range(min(len(self._outbox), GATHER_MAX))]
-            await self._commit(batches)
+            if await self._commit(batches):
+                self._hooks.on_note(self._core.note)
             for batch in batches:
                 for effect in batch.effects:
                     self._carry_out_one(effect)
@@ -190,17 +195,20 @@ class LedgerShell:
                 if not batch.done.done():
                     batch.done.set_result(None)
 
-    async def _commit(self, batches: Sequence[_Batch]) -> None:
-        """Commit what the batches want to have stored, in one transaction; again and again while the disk refuses."""
+    async def _commit(self, batches: Sequence[_Batch]) -> bool:
+        """Commit what the batches want to have stored, in one transaction; again and again while the disk refuses.
+
+        False if there was nothing.
+        """
         minted = [effect.ledger_epoch for batch in batches for effect in batch.effects if isinstance(effect, EpochMinted)]
         persists = [effect for batch in batches for effect in batch.effects if isinstance(effect, Persist)]
         if not (minted or persists):
-            return
+            return False
         loop, since = asyncio.get_running_loop(), self._clock()
         while True:
             try:
                 await loop.run_in_executor(self._thread, self._commit_now, minted, persists)
-                return
+                return True
             except StoreError as error:
                 log.error("%s", error)
                 if self._clock() - since > COMMIT_PATIENCE:

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from meshq.errors import UsageError
 from meshq.ids import base32
 from meshq.trust import secret_file
+from meshq.trust.seal import key_id
 
 SECRET_BYTES: Final = 16
 PREFIX: Final = "meshq1"
@@ -33,7 +34,7 @@ FILE_BYTES_MAX: Final = 4_096
 
 _IGNORED: Final = {ord(char): None for char in " \t\r\n-\u00a0\u2010\u2011\u2012\u2013\u2014"}  # what pasting makes of hyphens
 _READ_AS: Final = str.maketrans("oil", "011")
-_HINT: Final = "run `meshq key` on a machine of the mesh and copy its whole line; a new mesh makes its own key"
+HINT: Final = "run `meshq key` on a machine of the mesh and copy its whole line; a new mesh makes its own key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,16 @@ class MeshKey:
 
     @property
     def mesh_id(self) -> str:
-        """16 base32 characters that name the mesh. Public: they stand in `status` and in certificates."""
+        """16 base32 characters that name the mesh which this key founds. Public: they stand in `status` and in certificates.
+
+        A mesh keeps the name of its first key when it changes its key (`keyring.py`).
+        """
         return base32(self._derive("mesh id", 10))
+
+    @property
+    def id(self) -> str:
+        """8 hex digits that tell keys apart, for people and on the wire. Public: they stand in every sealed packet."""
+        return key_id(self.gossip_key).hex()
 
     @property
     def mdns_tag(self) -> str:
@@ -86,21 +95,21 @@ def parse(text: str) -> MeshKey:
     """The key that was typed or pasted. UsageError says what is wrong with it, and never repeats it."""
     chars = text.translate(_IGNORED).lower().translate(_READ_AS)
     if not chars:
-        raise UsageError("the mesh key is empty", _HINT)
+        raise UsageError("the mesh key is empty", HINT)
     if not chars.startswith(PREFIX):
         if chars.startswith(PREFIX[:-1]) and chars[5:6].isdigit():
             raise UsageError("this mesh key was made by a newer meshq", "upgrade meshq on this machine")
-        raise UsageError(f"this is no mesh key: one begins with {PREFIX}-; a passphrase is not accepted", _HINT)
+        raise UsageError(f"this is no mesh key: one begins with {PREFIX}-; a passphrase is not accepted", HINT)
     chars = chars.removeprefix(PREFIX)
     for place, char in enumerate(chars, start=1):
         if char not in ALPHABET:
-            raise UsageError(f"the mesh key is mistyped: character {place} after {PREFIX}- can't stand in a key", _HINT)
+            raise UsageError(f"the mesh key is mistyped: character {place} after {PREFIX}- can't stand in a key", HINT)
     if len(chars) != KEY_CHARS:
-        raise UsageError(f"the mesh key has {len(chars)} characters after {PREFIX}-, not {KEY_CHARS}", _HINT)
+        raise UsageError(f"the mesh key has {len(chars)} characters after {PREFIX}-, not {KEY_CHARS}", HINT)
     symbols = [ALPHABET.index(char) for char in chars]
     number = functools.reduce(lambda sum_, symbol: sum_ << 5 | symbol, symbols[:SECRET_CHARS], 0)
     if symbols[SECRET_CHARS:] != _checksum(symbols[:SECRET_CHARS]) or number >= 1 << 8 * SECRET_BYTES:
-        raise UsageError("the mesh key is mistyped: its checksum does not fit", _HINT)
+        raise UsageError("the mesh key is mistyped: its checksum does not fit", HINT)
     return MeshKey(number.to_bytes(SECRET_BYTES, "big"))
 
 
@@ -115,7 +124,7 @@ def read(path: Path) -> MeshKey:
     try:
         return parse(data.decode("utf-8"))
     except UnicodeDecodeError:
-        raise UsageError(f"the key file {path} holds no text", _HINT) from None
+        raise UsageError(f"the key file {path} holds no text", HINT) from None
     except UsageError as error:
         raise UsageError(f"key file {path}: {error.message}", error.hint) from None
 

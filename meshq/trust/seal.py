@@ -8,8 +8,8 @@ Form: a header of 31 bytes, then the AES-256-GCM ciphertext and its tag of 16 by
     magic "MQ" (2) | version (1) | id of the gossip key (4) | id of the subkey (16) | counter (8)
 
 Invariant: a (subkey, counter) pair is used for one packet only, since a repeated GCM nonce gives the key away. Each agent
-start draws a random id of 16 bytes; its subkey is HKDF-Expand(gossip key, id) and its nonces count from 1. The epoch would
-not do as an id: a home that was copied to two machines counts the same epochs.
+start, and each change of the key in use, draws a random id of 16 bytes; its subkey is HKDF-Expand(gossip key, id) and its
+nonces count from 1. The epoch would not do as an id: a home that was copied to two machines counts the same epochs.
 
 Replay: for each subkey, the highest counter seen and a window of bits below it (as in RFC 6479). What is older than the
 window is refused; reordering within it is not. State is kept only for subkeys of packets that proved authentic,
@@ -40,7 +40,9 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from meshq.config import PACKET_BYTES_MAX, REPLAY_SENDERS_MAX, REPLAY_WINDOW
 
 MAGIC: Final = b"MQ\x01"  # with the version of the format
+KEY_ID_BYTES: Final = 4
 SUBKEY_ID_BYTES: Final = 16
+OWN_SUBKEYS_MAX: Final = 16  # of this run, whose packets are known as our own: one for each change of keys
 TAG_BYTES: Final = 16
 COUNTER_MAX: Final = 2**64 - 1
 _HEADER: Final = struct.Struct(">3s4s16sQ")
@@ -61,7 +63,7 @@ class Refusal(StrEnum):
 
 def key_id(gossip_key: bytes) -> bytes:
     """Four public bytes that tell gossip keys apart on the wire."""
-    return HKDFExpand(SHA256(), 4, b"meshq/v1/gossip key id").derive(gossip_key)
+    return HKDFExpand(SHA256(), KEY_ID_BYTES, b"meshq/v1/gossip key id").derive(gossip_key)
 
 
 def _subkey(gossip_key: bytes, subkey_id: bytes) -> AESGCM:
@@ -73,7 +75,8 @@ def _nonce(counter: int) -> bytes:
 
 
 class Sealer:
-    """Seals this agent's packets, from one start to its end. `subkey_id`: 16 bytes, random, drawn for this start only."""
+    """Seals this agent's packets, from its start, or a change of keys, to the next. `subkey_id`: 16 random bytes, drawn for
+    this one object only."""
 
     def __init__(self, gossip_key: bytes, subkey_id: bytes) -> None:
         assert len(subkey_id) == SUBKEY_ID_BYTES
@@ -96,9 +99,21 @@ class Opener:
 
     def __init__(self, keys: Mapping[bytes, bytes], own_subkey_id: bytes = b"") -> None:
         self._keys = dict(keys)
-        self._own_subkey_id = own_subkey_id
+        self._own: OrderedDict[bytes, None] = OrderedDict({own_subkey_id: None})  # the oldest first
         self._senders: OrderedDict[bytes, _Sender] = OrderedDict()  # by key id and subkey id; the least recently heard first
         self.counters: dict[Refusal, int] = dict.fromkeys(Refusal, 0)
+
+    def accept(self, keys: Mapping[bytes, bytes], own_subkey_id: bytes) -> None:
+        """From now on these keys and no others, while this agent seals under another subkey of its own.
+
+        What was seen under keys that stay is not forgotten: their packets open no second time.
+        """
+        self._keys = dict(keys)
+        self._own[own_subkey_id] = None
+        if len(self._own) > OWN_SUBKEYS_MAX:
+            self._own.popitem(last=False)
+        for name in [name for name in self._senders if name[:KEY_ID_BYTES] not in self._keys]:
+            del self._senders[name]
 
     def open(self, packet: bytes) -> bytes | None:
         """What a member sealed; None if it is anything else, counted under its reason, with nothing else changed."""
@@ -118,7 +133,7 @@ class Opener:
         gossip_key = self._keys.get(named_key)
         if gossip_key is None:
             return Refusal.UNKNOWN_KEY
-        if subkey_id == self._own_subkey_id:
+        if subkey_id in self._own:
             return Refusal.REFLECTED
         name = named_key + subkey_id
         sender = self._senders.get(name) or _Sender(_subkey(gossip_key, subkey_id))

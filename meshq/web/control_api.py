@@ -67,6 +67,8 @@ class ControlApi:
                 web.post("/v1/objects", self._put),
                 web.post("/v1/leave", self._leave),
                 web.get("/v1/key", self._key),
+                web.get("/v1/keys", self._keys),
+                web.post("/v1/keys/{step:install|use|remove}", self._change_key),
                 web.get("/v1/doctor", self._doctor),
             ]
         )
@@ -167,6 +169,28 @@ class ControlApi:
             raise UsageError("only the user who runs the agent may see the mesh key")
         return web.json_response({"key": self._desk.key()})
 
+    async def _keys(self, request: web.Request) -> web.Response:
+        return web.json_response(self._desk.keys.document())
+
+    async def _change_key(self, request: web.Request) -> web.Response:
+        if request[_USER] not in (0, self._uid):
+            raise UsageError("only the user who runs the agent may change the mesh key")
+        document = await _read_json(request)
+        if not isinstance(document, dict):
+            raise UsageError("a change of keys needs an object")
+        without, ids = _texts(document, "without"), _texts(document, "ids")
+        match request.match_info["step"]:
+            case "install":
+                key = document.get("key")
+                if not isinstance(key, str | None):
+                    raise UsageError("`key` must be a text")
+                answer = await self._desk.keys.install(key, without)
+            case "use":
+                answer = await self._desk.keys.use(" ".join(ids), without)
+            case _:
+                answer = await self._desk.keys.remove(ids, without)
+        return web.json_response(answer)
+
     async def _doctor(self, request: web.Request) -> web.Response:
         return web.json_response(await self._desk.doctor())
 
@@ -197,6 +221,13 @@ async def _read_json(request: web.Request, bytes_max: int = config.JSON_BYTES_MA
         return json.loads(body or b"{}")
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the request is no JSON: {error}") from None
+
+
+def _texts(document: dict[str, Any], name: str) -> list[str]:
+    found = document.get(name, [])
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise UsageError(f"`{name}` must be a list of texts")
+    return found
 
 
 def _number(text: str, name: str, low: float, high: float) -> float:

@@ -29,6 +29,7 @@ from meshq.web import documents
 from meshq.web.changes import Changes
 from meshq.web.documents import Document, PeerFacts
 from meshq.web.following import Follower, Position, first_attempt
+from meshq.web.key_steps import KeySteps
 from meshq.web.spec_check import check_spec
 from meshq.web.transfer import Transfers
 
@@ -42,8 +43,6 @@ ACK_SECONDS: Final = 3.0  # for a live peer to confirm; after it the answer says
 class MeshFacts:
     """What does not change while the agent runs."""
 
-    mesh_id: str
-    key: str
     version: str
     port: int
     home: str
@@ -64,7 +63,7 @@ class Desk:
 
     def __init__(
         self, *, facts: MeshFacts, peers: Peers, ledger: LedgerShell, objects: ObjectStore, transfers: Transfers,
-        changes: Changes, hooks: AgentHooks, clock: Callable[[], float],
+        changes: Changes, keys: KeySteps, hooks: AgentHooks, clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self._facts = facts
         self._peers = peers
@@ -72,6 +71,7 @@ class Desk:
         self._objects = objects
         self._transfers = transfers
         self._changes = changes
+        self.keys = keys
         self._hooks = hooks
         self._clock = clock
         self._statuses: dict[TaskId, tuple[Row, Status]] = {}
@@ -84,7 +84,7 @@ class Desk:
         return {
             "id": member.peer,
             "name": member.name,
-            "mesh": {"id": self._facts.mesh_id, "name": self._facts.mesh_id},
+            "mesh": self._mesh(),
             "version": self._facts.version,
             "pid": self._facts.pid,
             "home": self._facts.home,
@@ -93,6 +93,9 @@ class Desk:
             "queues": list(self._peers.telemetry(member.peer).queues),
             "peers_alive": len(self._peers.others_alive()) + 1,
         }
+
+    def _mesh(self) -> Document:
+        return {"id": self.keys.holder.mesh_id, "name": self.keys.holder.mesh_id}
 
     def peers(self) -> list[Document]:
         facts = sorted(self._hooks.peer_facts(), key=lambda each: (each.member.name, each.member.peer))
@@ -106,12 +109,7 @@ class Desk:
             for queue in each.telemetry.queues:
                 serving[queue] = serving.get(queue, 0) + 1
         return {
-            "mesh": {
-                "id": self._facts.mesh_id,
-                "name": self._facts.mesh_id,
-                "peers_alive": len(alive),
-                "peers_known": len(facts),
-            },
+            "mesh": self._mesh() | {"peers_alive": len(alive), "peers_known": len(facts)},
             "peers": self.peers(),
             "queues": documents.queue_documents(self._rows_with_status(), serving, time.time()),
         }
@@ -149,7 +147,7 @@ class Desk:
         return self._ledger.core.waiting_reason(self._clock(), row.task) or None
 
     def key(self) -> str:
-        return self._facts.key
+        return self.keys.holder.text
 
     async def doctor(self) -> Document:
         document: Document = await self._hooks.doctor()

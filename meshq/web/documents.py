@@ -6,14 +6,18 @@ Times are ISO 8601 in UTC, unknown is null, peers appear by their names. Fields 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
 from meshq import codec
-from meshq.gossip.member import Address, Member
+from meshq.gossip.connectivity import Connectivity
+from meshq.gossip.member import Address, Liveness, Member
 from meshq.ids import Dot, PeerId, split_fence
 from meshq.ledger import holder
 from meshq.ledger.row import Row
 from meshq.task import EndKind, Gpu, Outcome, Status, Telemetry
+
+UNKNOWN_LINK: Final = Connectivity(udp=None, tcp=None, address=None, rtt=None, heard_seconds=None)
+"""To a peer that this run has not met."""
 
 Document = dict[str, Any]
 Names = Callable[[PeerId], str]
@@ -31,29 +35,36 @@ def iso(seconds: float | None) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerFacts:
-    """One peer, as `status` shows it. `age` is None if it has published nothing yet."""
+    """One peer, as `status` shows it. `age` is None if it has published nothing yet, `connectivity` for this peer itself."""
 
     member: Member
     address: Address | None
     telemetry: Telemetry
     age: float | None
+    connectivity: Connectivity | None = UNKNOWN_LINK
 
 
 def peer_document(facts: PeerFacts) -> Document:
     member, telemetry = facts.member, facts.telemetry
     known = facts.age is not None
+    address = (facts.connectivity.address if facts.connectivity is not None else None) or facts.address
     return {
         "id": member.peer,
         "name": member.name,
-        "address": str(facts.address) if facts.address is not None else None,
+        "address": str(address) if address is not None else None,
         "liveness": member.liveness.name.lower(),
         "epoch": member.epoch,
+        "incarnation": member.incarnation,
+        "started_at": iso(member.started_at),
         "version": member.version,
         "labels": dict(telemetry.labels),
         "queues": list(telemetry.queues),
         "order": telemetry.order,
         "draining": telemetry.draining,
         "problem": telemetry.problem or None,
+        "gpu_problem": telemetry.gpu_problem or None,
+        "versions": {"meshq": member.version or None} | _or_null(codec.to_plain(telemetry.versions)),
+        "environments": list(telemetry.environments),
         "slots": {"total": telemetry.slots_total, "free": telemetry.slots_free} if known else {"total": None, "free": None},
         "cpus": telemetry.cpus if known else None,
         "memory_bytes": telemetry.memory_bytes if known else None,
@@ -72,12 +83,30 @@ def peer_document(facts: PeerFacts) -> Document:
         "workers": [],
         "expected_free_at": None,
         "telemetry_age_seconds": round(facts.age, 3) if facts.age is not None else None,
+        "connectivity": _connectivity_document(member.liveness, facts.connectivity) if facts.connectivity is not None else None,
+    }
+
+
+def _connectivity_document(liveness: Liveness, link: Connectivity) -> Document:
+    """Whoever is dead or has left is reached by nothing, whatever worked before."""
+    transport = "udp" if link.udp else "tcp" if link.udp is False and link.tcp is not False else None
+    return {
+        "transport": None if liveness in (Liveness.DEAD, Liveness.LEFT) else transport,
+        "udp": link.udp,
+        "tcp": link.tcp,
+        "rtt_ms": round(link.rtt * 1000, 3) if link.rtt is not None else None,
+        "last_heard_seconds": round(link.heard_seconds, 3) if link.heard_seconds is not None else None,
     }
 
 
 def _gpu_document(gpu: Gpu) -> Document:
     document: Document = codec.to_plain(gpu)
-    return document
+    instances = [{"parent": gpu.index} | instance for instance in document["mig"]]
+    return document | {"mig": instances, "problem": gpu.problem or None}
+
+
+def _or_null(texts: Mapping[str, str]) -> Document:
+    return {name: text or None for name, text in texts.items()}
 
 
 def queue_documents(rows: Iterable[tuple[Row, Status]], serving: Mapping[str, int], wall: float) -> list[Document]:

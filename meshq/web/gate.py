@@ -99,8 +99,10 @@ class Gate:
         self._handshakes = 0
         self._accepting: list[asyncio.Task[None]] = []
         self._connections: set[asyncio.Task[None]] = set()
+        self._watched: set[_Watched] = set()
         self._complained_at = float("-inf")
         self.counters: Counter[str] = Counter()
+        self.accepted = 0  # connections, with their handshakes finished
 
     def start(self, listener: socket.socket) -> None:
         """Accept from this listening socket until `close`, which closes it."""
@@ -120,6 +122,14 @@ class Gate:
             loop_task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
         await asyncio.sleep(0)  # an aborted transport closes its socket in the next round of the loop
+
+    def drop(self, admits: Callable[[ssl.SSLObject], bool]) -> int:
+        """Close the connections whose TLS is of nobody who would be let in now; how many. Without TLS nothing changes."""
+        unwanted = [each for each in self._watched if (tls := each.tls) is not None and not admits(tls)]
+        for each in unwanted:
+            each.abort()
+        self.counters["key removed"] += len(unwanted)
+        return len(unwanted)
 
     @property
     def connections(self) -> int:
@@ -185,15 +195,34 @@ class Gate:
                 await self._handshake(connection, watched)
             finally:
                 self._handshakes -= 1
+            source = self._count_as_member(source, watched.tls)
+            self._watched.add(watched)
+            self.accepted += 1
             await watched.lost
         except OSError as error:  # includes ssl.SSLError and TimeoutError
             self.counters["handshake failed"] += 1
             log.debug("no handshake with %s: %s", source, error)
         finally:
+            self._watched.discard(watched)
             watched.abort()
-            self._by_source[source] -= 1
-            if not self._by_source[source]:
-                del self._by_source[source]
+            self._forget_one(source)
+
+    def _count_as_member(self, source: str, tls: ssl.SSLObject | None) -> str:
+        """Who has proved to be a peer has a share of its own: ten agents may have one address, or share one IPv6 network."""
+        if tls is None:
+            return source
+        peer = peer_of(tls)
+        if self._by_source[peer] >= self._limits.connections_per_source:
+            self._refuse("too many connections of one peer")
+            raise ConnectionRefusedError("too many connections")
+        self._by_source[peer] += 1
+        self._forget_one(source)
+        return peer
+
+    def _forget_one(self, source: str) -> None:
+        self._by_source[source] -= 1
+        if not self._by_source[source]:
+            del self._by_source[source]
 
     async def _handshake(self, connection: socket.socket, watched: "_Watched") -> None:
         loop = asyncio.get_running_loop()
@@ -252,6 +281,11 @@ class _Watched(asyncio.Protocol):
         if not self.lost.done():
             self.lost.set_result(None)
         self._handler.connection_lost(error)
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        """Of the connection, once its handshake is over."""
+        return None if self._transport is None else self._transport.get_extra_info("ssl_object")
 
     def abort(self) -> None:
         if self._transport is not None and not self.lost.done():

@@ -15,13 +15,16 @@ from meshq import codec, config
 from meshq.errors import MalformedData, MeshqError, PeerError, TaskFailed
 from meshq.exec.objects import ObjectStore
 from meshq.gitobjects import decode_frames, encode_frame
+from meshq.gossip import streams
 from meshq.gossip.transport import GossipShell
+from meshq.gossip.wire import PACKET_PLAIN_BYTES_MAX
 from meshq.ids import ACTOR_PEER_CHARS, Fence, PeerId, actor_peer_prefix, is_fence, split_fence
 from meshq.ledger.effects import Push, SyncRequest
 from meshq.ledger.shell import LedgerShell
 from meshq.pieces import CONTENT_TYPE
 from meshq.web.attempt_files import AttemptFiles
 from meshq.web.gate import Handler, RequestLimiter, peer_of_request, read_capped
+from meshq.web.key_exchange import RING_PATH, KeyExchange
 from meshq.web.streams import answer_in_chunks
 from meshq.web.transfer import FRAMES_BYTES_MAX, IDS_BYTES_MAX, Transfers
 from meshq.web.wire import CommitRequest, ObjectIds, encode_chunk
@@ -36,13 +39,15 @@ class PeerApi:
     """The routes of the peer port."""
 
     def __init__(
-        self, *, gossip: GossipShell, ledger: LedgerShell, objects: ObjectStore, files: AttemptFiles, transfers: Transfers
-    ) -> None:
+        self, *, gossip: GossipShell, ledger: LedgerShell, objects: ObjectStore, files: AttemptFiles, transfers: Transfers,
+        keys: KeyExchange,
+    ) -> None:  # fmt: skip
         self._gossip = gossip
         self._ledger = ledger
         self._objects = objects
         self._files = files
         self._transfers = transfers
+        self._keys = keys
         self._counters: Counter[str] = Counter()
 
     @property
@@ -55,6 +60,8 @@ class PeerApi:
         app.add_routes(
             [
                 web.post("/gossip/sync", self._gossip_sync),
+                web.post(streams.PATH, self._gossip_packet),
+                web.post(RING_PATH, self._keys.handle_request),
                 web.post("/ledger/push", self._push),
                 web.post("/ledger/sync", self._sync),
                 web.post("/objects/of", self._objects_of),
@@ -74,19 +81,26 @@ class PeerApi:
         try:
             request[_PEER] = peer_of_request(request)
             return await handler(request)
+        except web.HTTPException as error:
+            self._counters[f"refused {_part_of(request)}: {error.status} {error.reason}"] += 1
+            raise
         except (MalformedData, PeerError) as error:
-            self._counters[f"refused {request.path.split('/')[1]}: {type(error).__name__}"] += 1
+            self._counters[f"refused {_part_of(request)}: {type(error).__name__}"] += 1
             return web.Response(status=400, text=error.message)
         except TaskFailed as error:
             return web.Response(status=404, text=error.message)
         except (MeshqError, OSError) as error:
-            self._counters[f"failed {request.path.split('/')[1]}: {type(error).__name__}"] += 1
+            self._counters[f"failed {_part_of(request)}: {type(error).__name__}"] += 1
             log.warning("%s %s: %s", request.method, request.path, error)
             return web.Response(status=503, text=str(error))
 
     async def _gossip_sync(self, request: web.Request) -> web.Response:
         body = await read_capped(request, config.SYNC_BYTES_MAX)
-        return web.Response(body=self._gossip.handle_sync_request(body))
+        return web.Response(body=self._gossip.handle_sync_request(PeerId(request[_PEER]), body))
+
+    async def _gossip_packet(self, request: web.Request) -> web.Response:
+        packet = await read_capped(request, PACKET_PLAIN_BYTES_MAX)
+        return web.Response(body=self._gossip.handle_stream(PeerId(request[_PEER]), packet))
 
     async def _push(self, request: web.Request) -> web.Response:
         body = await read_capped(request, PUSH_BYTES_MAX)
@@ -172,6 +186,12 @@ class PeerApi:
         if not is_fence(fence) or not self._files.has(Fence(fence)):
             raise TaskFailed("no such attempt here")
         return Fence(fence)
+
+
+def _part_of(request: web.Request) -> str:
+    """For counters, of which there must not be more than the asker's fantasy has paths."""
+    resource = request.match_info.route.resource
+    return "nothing that there is" if resource is None else resource.canonical.split("/")[1]
 
 
 def share_of(request: web.Request) -> str:

@@ -1,155 +1,422 @@
 """Asking other peers: HTTPS with mutual TLS, the identity checked against the key and never against the address.
 
 A peer advertises several candidate addresses, some of which lead nowhere, or to somebody else (every host's docker bridge
-has the same address). They are tried in order, the one that worked last first; a wrong identity is found out in the
-handshake, before a byte of the request is sent. Answers are read up to a limit, never decompressed.
+has the same address). A new connection goes to whichever of them proves first, in its handshake, to be the peer
+(`dialing`); the address that did so is remembered and has a start of 250 ms the next time. Not a byte of a request goes to
+anybody else. URLs and the pools of connections know peers by their names (`certificates.server_name`), not by their
+addresses: a peer that moved is asked through the connection that there is, or a new one to where it is now. Answers are
+read up to a limit, never decompressed.
+
+A request whose connection broke before an answer came is sent once more, over a new connection: the other side may have been
+restarted meanwhile, or have shown only now which of several keys it knows (`trust.contexts`). So any request may arrive twice,
+and none may mind that.
 """
 
 import asyncio
-import logging
+import errno
+import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Sequence
+import weakref
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Final, TypeVar
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 
+from meshq.config import MEMBERS_MAX
 from meshq.errors import PeerError, Unreachable
 from meshq.gossip.member import Address
 from meshq.ids import PeerId
-from meshq.trust.certificates import server_name
+from meshq.trust.certificates import peer_of, server_name
+from meshq.web import dialing
 
-log = logging.getLogger("meshq.web")
-
-CONNECT_SECONDS: Final = 2.0
+WAIT_SECONDS: Final = dialing.CONNECT_SECONDS + 1.0  # for a connection, be it a new one or one that others still use
 REQUEST_SECONDS: Final = 15.0
-IDLE_SECONDS: Final = 60.0  # of a connection that may be used again; the other side closes after 75
+SHUTDOWN_SECONDS: Final = 1.0  # for the other side's last word of TLS, in which nothing is said
 
-# Connections to one address, each kind apart so that bulk and followers never hold up the ledger. Together they stay below the
-# CONNECTIONS_PER_ADDRESS_MAX of the other side's gate.
-REQUESTS_PER_ADDRESS: Final = 8
-BULK_PER_ADDRESS: Final = 6  # what is given more than REQUEST_SECONDS: sources, copies
-STREAMS_PER_ADDRESS: Final = 12
+# Of a connection that may be used again. aiohttp looks at them so seldom that one may become twice as old, which is still
+# before the other side closes it (config.KEEPALIVE_SECONDS): when that side ends one, it means something (`_Connection`).
+IDLE_SECONDS: Final = 36.0
+
+# A machine that went away without a word takes what is sent to it for 15 minutes (Linux: 15 retransmissions). So a
+# connection on which nothing is acknowledged for so long is given up, one that is idle is asked after 10 s whether it still
+# is one.
+DEAD_MS: Final = 10_000
+KEEPALIVE_SECONDS: Final = 10
+KEEPALIVE_PAUSE_SECONDS: Final = 5
 
 STREAM_QUIET_SECONDS: Final = 60.0  # between two chunks of what lies on a disk; a followed log may be silent for hours
+PEERS_KEPT_MAX: Final = 2 * MEMBERS_MAX  # whose last good address is remembered
+HINT_SECONDS: Final = 1.0  # between two hints that a peer may be gone: each makes the core probe it
 
 Chunks = AsyncIterator[bytes]
 
-_UNREACHABLE = (aiohttp.ClientConnectionError, asyncio.TimeoutError, OSError, ssl.SSLError)
+
+class Share(IntEnum):
+    """Connections to one peer, each kind apart so that bulk and followers never hold up the ledger, and nothing gossip.
+    Together they stay below the CONNECTIONS_PER_ADDRESS_MAX of the other side's gate."""
+
+    GOSSIP = 3  # a packet that wants an answer at once, one that does not, a push/pull
+    BULK = 6  # what is given more than REQUEST_SECONDS: sources, copies
+    REQUESTS = 8
+    STREAMS = 12
+
+
+Kept = TypeVar("Kept")
+
+_UNREACHABLE = (aiohttp.ClientConnectionError, asyncio.TimeoutError)
+_NO_WAY = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)  # it is not the peer that ended the connection
+
+ONCE: Final = {"Connection": "close"}  # of a connection to a seed, so that it is known who is at the other end of each
+
+COUNTERS: Final = ("connections", "connections_failed", "requests_repeated", "peers_refused")
+
+
+@dataclass(slots=True)
+class _Target:
+    """Who is wanted (None: any member, to be told here who it was), and where that one may be."""
+
+    peer: PeerId | None
+    candidates: tuple[Address, ...]
+    answered: PeerId | None = None
+
+
+_target: ContextVar[_Target] = ContextVar("_target")
+"""Of the request under way, for `_Connector`: aiohttp hands it the URL, and nothing else of ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A request, as often as it has to be sent."""
+
+    method: str
+    url: str
+    body: bytes
+    context: ssl.SSLContext
+    limits: aiohttp.ClientTimeout
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    async def send(self, session: aiohttp.ClientSession, target: _Target) -> aiohttp.ClientResponse:
+        """Unreachable if no candidate leads to the peer; an error of aiohttp if the connection breaks."""
+        before = _target.set(target)
+        try:
+            return await session.request(
+                self.method, self.url, data=self.body or None, headers=self.headers, ssl=self.context,
+                timeout=self.limits, allow_redirects=False,
+            )  # fmt: skip
+        finally:
+            _target.reset(before)
 
 
 class PeerClient:
-    """One for an agent. `addresses` gives a peer's candidates in the order of preference."""
+    """One for an agent. `addresses` gives a peer's candidates in the order of preference.
+
+    `context` and `seed_context` are asked at each request: keys may change while the agent runs. `on_refused` hears, at
+    most once a second of each peer, that it ended connections or refuses them: it may be gone.
+    """
 
     def __init__(
-        self, context: ssl.SSLContext, seed_context: ssl.SSLContext, addresses: Callable[[PeerId], Sequence[Address]]
+        self,
+        context: Callable[[], ssl.SSLContext],
+        seed_context: Callable[[], ssl.SSLContext],
+        addresses: Callable[[PeerId], Sequence[Address]],
+        on_refused: Callable[[PeerId], None] = lambda peer: None,
     ) -> None:
         self._context = context
         self._seed_context = seed_context
         self._addresses = addresses
-        self._last_good: dict[PeerId, Address] = {}
-        self._sessions: dict[int, aiohttp.ClientSession] = {}  # by how many connections they may have to one address
+        self._experience = _Experience(on_refused)
+        self._pools: dict[Share, _Pool] = {}
+        self._retired: list[_Pool] = []  # of which some may still be in use
+        self._closed = False
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """How often connecting did and did not work, and what followed from that."""
+        return self._experience.counters
+
+    def address(self, peer: PeerId) -> Address | None:
+        """Where the peer's last connection was made to, if it is known to work."""
+        return self._experience.good.get(peer)
+
+    async def renew(self) -> None:
+        """From now on new connections only, with the contexts of now: after a change of keys, or of this machine's addresses.
+
+        Idle connections end now, those in use when their request is over.
+        """
+        pools, self._pools = list(self._pools.values()), {}
+        self._retired = [pool for pool in (*self._retired, *pools) if not pool.session.closed]
+        await asyncio.gather(*(pool.retire() for pool in pools))
+
+    def drop(self, admits: Callable[[ssl.SSLObject], bool]) -> int:
+        """Close the connections to those who would not be spoken to now, whatever is under way on them; how many."""
+        unwanted = [each for each in self._experience.open if (tls := each.tls) is not None and not admits(tls)]
+        for each in unwanted:
+            each.cut()
+        return len(unwanted)
 
     async def close(self) -> None:
-        for session in self._sessions.values():
-            await session.close()
+        """End what is under way; all later requests are Unreachable."""
+        self._closed = True
+        self._experience.on_refused = lambda peer: None
+        await asyncio.gather(*(pool.session.close() for pool in (*self._pools.values(), *self._retired)))
 
     async def post(
         self, peer: PeerId, path: str, body: bytes, *, answer_bytes_max: int,
-        seconds: float = REQUEST_SECONDS, extra: Sequence[Address] = (),
+        seconds: float = REQUEST_SECONDS, extra: Sequence[Address] = (), share: Share | None = None,
     ) -> bytes:  # fmt: skip
         """The answer's body. Unreachable if no address answers, PeerError if the peer refuses or breaks the rules.
 
         `extra` addresses are tried after those that are known.
         """
-        limits = aiohttp.ClientTimeout(total=seconds, connect=CONNECT_SECONDS)
-        share = BULK_PER_ADDRESS if seconds > REQUEST_SECONDS else REQUESTS_PER_ADDRESS
+        limits = aiohttp.ClientTimeout(total=seconds, connect=WAIT_SECONDS)
+        share = share or (Share.BULK if seconds > REQUEST_SECONDS else Share.REQUESTS)
         async with self._request("POST", peer, path, body, limits, share, extra) as response:
             return await _read_capped(response, answer_bytes_max)
 
-    async def post_seed(self, address: Address, path: str, body: bytes, *, answer_bytes_max: int) -> bytes:
-        """As `post`, to an address of which only the mesh is known, not the peer."""
-        url = _url(address, path)
-        timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS, connect=CONNECT_SECONDS)
+    async def post_seed(self, address: Address, path: str, body: bytes, *, answer_bytes_max: int) -> tuple[PeerId, bytes]:
+        """As `post`, to an address of which only the mesh is known, not the peer; and who it was that answered."""
+        limits = aiohttp.ClientTimeout(total=REQUEST_SECONDS, connect=WAIT_SECONDS)
+        target = _Target(None, (address,))
+        question = _Question("POST", f"https://{address}{path}", body, self._seed_context(), limits, ONCE)
         try:
-            session = self._open_session(REQUESTS_PER_ADDRESS)
-            async with session.post(url, data=body, ssl=self._seed_context, timeout=timeout, allow_redirects=False) as response:
+            async with self._using(Share.GOSSIP) as session, await self._ask(session, question, lambda: target) as response:
                 await _check_status(response)
-                return await _read_capped(response, answer_bytes_max)
+                answer = await _read_capped(response, answer_bytes_max)
         except (aiohttp.ClientPayloadError, *_UNREACHABLE) as error:
             raise Unreachable(f"{address} does not answer: {_why(error)}") from None
         except aiohttp.ClientError as error:
-            raise PeerError(f"{address} answered with something else than HTTP: {_why(error)}") from None
+            raise PeerError(f"{address} answered {path} with something else than HTTP: {_why(error)}") from None
+        assert target.answered is not None, "its connection was made for it alone"
+        return target.answered, answer
 
     @asynccontextmanager
     async def stream(self, peer: PeerId, path: str, *, quiet: float | None = STREAM_QUIET_SECONDS) -> AsyncIterator[Chunks]:
         """The body of a GET in chunks, as they come, however long that takes; Unreachable if none comes for `quiet` seconds."""
-        limits = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_read=quiet)
-        async with self._request("GET", peer, path, b"", limits, STREAMS_PER_ADDRESS) as response:
+        limits = aiohttp.ClientTimeout(total=None, connect=WAIT_SECONDS, sock_read=quiet)
+        async with self._request("GET", peer, path, b"", limits, Share.STREAMS) as response:
             yield response.content.iter_any()
 
     @asynccontextmanager
     async def _request(
-        self, method: str, peer: PeerId, path: str, body: bytes, limits: aiohttp.ClientTimeout, share: int,
+        self, method: str, peer: PeerId, path: str, body: bytes, limits: aiohttp.ClientTimeout, share: Share,
         extra: Sequence[Address] = (),
     ) -> AsyncIterator[aiohttp.ClientResponse]:  # fmt: skip
+        question = _Question(method, f"https://{server_name(peer)}{path}", body, self._context(), limits)
+        known = (*self._addresses(peer), *extra)
+
+        def target() -> _Target:
+            return _Target(peer, self._experience.sort(peer, known))
+
         try:
-            async with await self._connect(method, peer, path, body, limits, share, extra) as response:
+            async with self._using(share) as session, await self._ask(session, question, target) as response:
                 await _check_status(response)
                 yield response
         except (aiohttp.ClientPayloadError, *_UNREACHABLE) as error:
+            self._experience.broke(peer, error)
             raise Unreachable(f"the peer {peer[:8]} stopped answering {path}: {_why(error)}") from None
         except aiohttp.ClientError as error:
             raise PeerError(f"the peer {peer[:8]} answered {path} with something else than HTTP: {_why(error)}") from None
+        except RuntimeError:
+            if not self._closed:
+                raise
+            raise Unreachable("this peer is stopping") from None  # what aiohttp makes of a body that is cut off here
 
-    async def _connect(
-        self, method: str, peer: PeerId, path: str, body: bytes, limits: aiohttp.ClientTimeout, share: int,
-        extra: Sequence[Address],
-    ) -> aiohttp.ClientResponse:  # fmt: skip
-        tried: list[str] = []
-        for address in dict.fromkeys([*self._candidates(peer), *extra]):
-            try:
-                response = await self._open_session(share).request(
-                    method, _url(address, path), data=body if body else None,
-                    ssl=self._context, server_hostname=server_name(peer), timeout=limits, allow_redirects=False,
-                )  # fmt: skip
-            except _UNREACHABLE as error:
-                tried.append(f"{address}: {_why(error)}")
-                self._last_good.pop(peer, None)
-                continue
-            self._last_good[peer] = address
-            return response
-        raise Unreachable(f"the peer {peer[:8]} does not answer at {'; '.join(tried) or 'any address: none is known'}")
+    async def _ask(
+        self, session: aiohttp.ClientSession, question: _Question, target: Callable[[], _Target]
+    ) -> aiohttp.ClientResponse:
+        aim = target()
+        try:
+            return await question.send(session, aim)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            if session.closed:
+                raise
+            if aim.peer is not None:
+                self._experience.broke(aim.peer, error)
+        self._experience.counters["requests_repeated"] += 1
+        return await question.send(session, target())
 
-    def _candidates(self, peer: PeerId) -> list[Address]:
-        candidates = list(self._addresses(peer))
-        if (good := self._last_good.get(peer)) in candidates:
-            candidates.remove(good)
-            candidates.insert(0, good)
-        return candidates
-
-    def _open_session(self, share: int) -> aiohttp.ClientSession:
-        session = self._sessions.get(share)
-        if session is None:
-            connector = aiohttp.TCPConnector(limit=0, limit_per_host=share, keepalive_timeout=IDLE_SECONDS)
-            session = self._sessions[share] = aiohttp.ClientSession(connector=connector, auto_decompress=False)
-        if session.closed:
+    @asynccontextmanager
+    async def _using(self, share: Share) -> AsyncIterator[aiohttp.ClientSession]:
+        if self._closed:
             raise Unreachable("this peer is stopping")
-        return session
+        pool = self._pools.get(share)
+        if pool is None:
+            connector = _Connector(self._experience, share)
+            session = aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
+            pool = self._pools[share] = _Pool(session)
+        async with pool.in_use():
+            yield pool.session
 
 
-def _url(address: Address, path: str) -> str:
-    return f"https://{address}{path}"
+class _Experience:
+    """What connections taught about the addresses of peers, and who may be gone."""
+
+    def __init__(self, on_refused: Callable[[PeerId], None]) -> None:
+        self.on_refused = on_refused
+        self.counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
+        self.good: OrderedDict[PeerId, Address] = OrderedDict()  # where the last connection was made to
+        self._bad: OrderedDict[PeerId, Address] = OrderedDict()  # where one led that was of no use
+        self._hinted: OrderedDict[PeerId, float] = OrderedDict()
+        self.open: weakref.WeakSet[_Connection] = weakref.WeakSet()
+
+    def sort(self, peer: PeerId, candidates: Sequence[Address]) -> tuple[Address, ...]:
+        """The one that worked last comes first, the one that let a request down comes last."""
+        good, bad = self.good.get(peer), self._bad.get(peer)
+        return tuple(sorted(dict.fromkeys(candidates), key=lambda address: (address == bad) - (address == good)))
+
+    def met(self, peer: PeerId, address: Address) -> None:
+        """The peer was found there."""
+        _keep(self.good, peer, address)
+        if self._bad.get(peer) == address:
+            del self._bad[peer]
+
+    def missed(self, peer: PeerId, refused: bool) -> None:
+        """It was found nowhere; `refused`: though a machine answered at one of its addresses."""
+        self.good.pop(peer, None)
+        if refused:
+            self.lost(peer)
+
+    def broke(self, peer: PeerId, error: BaseException) -> None:
+        """A connection to the peer did not last until the answer, or none came: another address may be better."""
+        ended = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
+        if ended and getattr(error, "errno", None) not in _NO_WAY:
+            self.lost(peer)
+        elif (address := self.good.pop(peer, None)) is not None and not isinstance(error, aiohttp.ConnectionTimeoutError):
+            _keep(self._bad, peer, address)
+
+    def lost(self, peer: PeerId) -> None:
+        """The peer ended a connection, or refuses them."""
+        now = asyncio.get_running_loop().time()
+        if now - self._hinted.get(peer, float("-inf")) < HINT_SECONDS:
+            return
+        _keep(self._hinted, peer, now)
+        self.counters["peers_refused"] += 1
+        self.on_refused(peer)
+
+
+class _Pool:
+    """The connections of one kind: an aiohttp session, and who uses it."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self.session = session
+        self._users = 0
+        self._retired = False
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncIterator[None]:
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            await self._close_if_useless()
+
+    async def retire(self) -> None:
+        """No more requests will come."""
+        self._retired = True
+        await self._close_if_useless()
+
+    async def _close_if_useless(self) -> None:
+        if self._retired and not self._users:
+            await self.session.close()
+
+
+class _Connector(aiohttp.BaseConnector):
+    """aiohttp's pool of connections, with our way to make one."""
+
+    def __init__(self, experience: _Experience, share: Share) -> None:
+        super().__init__(limit=0, limit_per_host=share, keepalive_timeout=IDLE_SECONDS)
+        self._experience = experience
+
+    async def _create_connection(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Any],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 aiohttp's signature
+    ) -> ResponseHandler:
+        """What aiohttp asks its connectors for (`UnixConnector` is the shortest example)."""
+        target = _target.get()
+        try:
+            address, connection = await dialing.race(
+                target.candidates, lambda each: self._dial(each, req), ResponseHandler.abort
+            )
+        except dialing.NobodyAnswers as failure:
+            self._experience.counters["connections_failed"] += 1
+            if target.peer is None:
+                raise Unreachable(f"the seed does not answer at {failure}") from None
+            self._experience.missed(target.peer, failure.refused)
+            raise Unreachable(f"the peer {target.peer[:8]} does not answer at {failure}") from None
+        self._experience.counters["connections"] += 1
+        self._experience.open.add(connection)
+        target.answered = connection.peer
+        if target.peer is not None:
+            self._experience.met(target.peer, address)
+            connection.watch(self._experience.lost)
+        return connection
+
+    async def _dial(self, address: Address, req: aiohttp.ClientRequest) -> "_Connection":
+        loop = asyncio.get_running_loop()
+        assert isinstance(req.ssl, ssl.SSLContext)
+        transport, connection = await loop.create_connection(
+            lambda: _Connection(loop), address.host, address.port,
+            ssl=req.ssl, server_hostname=req.url.raw_host, ssl_shutdown_timeout=SHUTDOWN_SECONDS,
+        )  # fmt: skip
+        _notice_the_dead(transport.get_extra_info("socket"))
+        connection.peer = peer_of(transport.get_extra_info("ssl_object"))
+        return connection
+
+
+class _Connection(ResponseHandler):
+    """aiohttp's end of a connection, which also tells when the other side ended it, above all while nobody uses it."""
+
+    peer: PeerId
+    _lost: Callable[[PeerId], None] | None = None
+
+    def watch(self, lost: Callable[[PeerId], None]) -> None:
+        self._lost = lost
+
+    @property
+    def tls(self) -> ssl.SSLObject | None:
+        return None if self.transport is None else self.transport.get_extra_info("ssl_object")
+
+    def cut(self) -> None:
+        """End it at once, and tell who waits for something on it: after aiohttp's own `abort` that one would wait for ever."""
+        self._lost = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        ended_here = self.transport is None  # `close` and `abort` let go of it first
+        super().connection_lost(exc)
+        if self._lost is not None and not ended_here:
+            self._lost(self.peer)
+
+
+def _notice_the_dead(connection: socket.socket) -> None:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_SECONDS)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_PAUSE_SECONDS)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_MS)
+
+
+def _keep(kept: OrderedDict[PeerId, Kept], peer: PeerId, value: Kept) -> None:
+    """Remember it; whoever was remembered longest ago makes room."""
+    kept[peer] = value
+    kept.move_to_end(peer)
+    if len(kept) > PEERS_KEPT_MAX:
+        kept.popitem(last=False)
 
 
 def _why(error: BaseException) -> str:
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | ssl.SSLCertVerificationError):
-        return "somebody else answers there, or another mesh"
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "it closed the connection (another mesh key, or it is stopping)"
-    if isinstance(error, asyncio.TimeoutError):
-        return "no answer in time"
-    return str(error) or type(error).__name__
+    return dialing.why(error)
 
 
 async def _check_status(response: aiohttp.ClientResponse) -> None:

@@ -164,7 +164,7 @@ def test_watch_under_json_is_one_document_a_line_until_it_is_stopped(agent: Smal
 def test_a_failed_check_makes_doctor_exit_with_1(meshq: Meshq, agent: SmallAgent) -> None:
     agent.set("GET /v1/doctor", {"checks": [{"name": "clock", "ok": False, "detail": "wrong"}], "counters": {}})
     done = meshq("doctor")
-    assert (done.returncode, done.stdout) == (1, b"FAIL  clock  wrong\n")
+    assert (done.returncode, done.stdout) == (1, b"FAIL  clock  wrong\n\n1 of 1 check failed: clock\n")
 
 
 def test_an_error_of_the_agent_keeps_its_message_hint_and_exit_code(meshq: Meshq, agent: SmallAgent) -> None:

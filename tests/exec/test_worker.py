@@ -357,3 +357,12 @@ class AnyOrder(RuleBasedStateMachine):
 
 
 TestAnyOrder = AnyOrder.TestCase
+
+
+def test_slots_follow_what_the_machine_has(worker: Worker) -> None:
+    before = worker.free().slots
+    assert worker.handle_slots(1.0, worker.slots) == []
+    assert worker.handle_slots(2.0, worker.slots + 2) == [CapacityChanged()]
+    assert worker.free().slots == before + 2
+    assert worker.handle_slots(3.0, 0) == [CapacityChanged()]
+    assert worker.free().slots == 0, "what runs goes on"

@@ -41,8 +41,8 @@ def swim(name: str, *others: Member, now: float = 0.0, config: SwimConfig = PROF
     core = Swim(member(name), config, Random(seed), now)
     for other in others:
         core.handle_packet(now, packet(other.name, rumors=(Rumor(other),)), address(other.name))
-    for entry in list(core._beliefs.queue.next()):
-        core._beliefs.queue.discard(entry.member.peer)
+    for other in others:
+        core._beliefs.queue.discard(other.peer)
     core._due[Routine.SYNC] = now + config.sync_interval
     return core
 

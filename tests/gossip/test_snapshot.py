@@ -1,6 +1,7 @@
 """Known peers on disk."""
 
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,20 @@ def test_alive_and_failed_peers_come_back_with_the_time_that_passed(tmp_path: Pa
     snapshot.save(path, [FAILED, ALIVE], wall_now=1_000_000.0)
     assert snapshot.load(path, wall_now=1_000_300.0) == [replace(ALIVE, unseen_for=300), replace(FAILED, unseen_for=900)]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_new_file_is_on_disk_and_so_is_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    really = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").resolve()
+        synced.append(f"{path.name}, {sorted(each.name for each in tmp_path.iterdir())}")
+        really(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    snapshot.save(tmp_path / "peers.snapshot", [ALIVE], wall_now=0.0)
+    assert synced == ["peers.snapshot.new, ['peers.snapshot.new']", f"{tmp_path.name}, ['peers.snapshot']"]
 
 
 def test_a_clock_that_went_back_makes_nobody_seen_in_the_future(tmp_path: Path) -> None:

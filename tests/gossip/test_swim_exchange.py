@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshq.config import RECORD_BYTES_MAX
-from meshq.errors import MalformedData, PeerError
+from meshq.errors import MalformedData
 from meshq.gossip import wire
 from meshq.gossip.effects import MemberChanged, RecordChanged, Send, Sync
 from meshq.gossip.member import Address
@@ -117,12 +117,12 @@ def test_push_pull_tells_both_sides_everything(swim: Build) -> None:
     asked.publish(0, b"record of a")
     [sync] = asker.join(5, [address("a")])
     assert isinstance(sync, Sync)
-    reply, effects = asked.handle_sync_request(5, sync.request)
+    reply, effects = asked.handle_sync_request(5, peer("x"), sync.request)
     changes = [effect for effect in effects if isinstance(effect, MemberChanged)]
     assert changes == [MemberChanged(None, member("x")), MemberChanged(None, member("y"))]
     assert said_of(effects, "x"), "the newcomer is announced to all"
     assert wire.read_sync_reply(reply).sender == member("a")
-    back = asker.handle_sync_reply(5, reply)
+    back = asker.handle_sync_reply(5, peer("a"), reply)
     assert [effect for effect in back if isinstance(effect, MemberChanged | RecordChanged)] == [
         MemberChanged(None, member("a")), MemberChanged(None, member("b")),
         MemberChanged(None, member("c")), RecordChanged(peer("a"), b"record of a"),
@@ -145,11 +145,11 @@ def test_an_idle_mesh_pushes_and_pulls_each_half_minute(swim: Build) -> None:
     assert {sync.address for sync in syncs} == {address("b"), address("c")}
 
 
-def test_a_sync_with_myself_is_refused(swim: Build) -> None:
+def test_a_sync_with_myself_by_an_address_that_i_did_not_know_as_mine_tells_nothing(swim: Build) -> None:
     core = swim("a")
-    with pytest.raises(PeerError):
-        core.handle_sync_request(0, sync_request("a", Rumor(member("b"))))
-    assert core.members() == (member("a"),)
+    reply, effects = core.handle_sync_request(0, peer("a"), sync_request("a", Rumor(member("b"))))
+    assert effects == [] and core.handle_sync_reply(0, peer("a"), reply) == []
+    assert core.members() == (member("a"),) and core.counters["syncs_own"] == 2
 
 
 def test_the_dead_are_tried_again_at_all_of_their_addresses(swim: Build) -> None:
@@ -204,7 +204,7 @@ def test_a_sender_whom_i_do_not_know_is_asked_who_it_is_but_seldom(swim: Build) 
 def test_a_member_that_was_not_heard_is_pinged_at_all_its_addresses_and_then_where_it_answers(swim: Build) -> None:
     places = (address("d"), address("e"), address("f"))
     core = swim("a")
-    core.handle_sync_request(0, wire.fill_sync(SyncRequest, member("b", addresses=places), (), ()))
+    core.handle_sync_request(0, peer("b"), wire.fill_sync(SyncRequest, member("b", addresses=places), (), ()))
     now, ping = first_ping(core)
     number = number_of(ping)
     core.handle_packet(now + 0.01, packet("b", Ack(number)), address("e"))
@@ -336,8 +336,8 @@ def test_garbage_raises_one_exception_and_changes_nothing(data: bytes) -> None:
     before = state(core)
     for handle in (
         lambda: core.handle_packet(1, data, address("b")),
-        lambda: core.handle_sync_request(1, data),
-        lambda: core.handle_sync_reply(1, data),
+        lambda: core.handle_sync_request(1, peer("b"), data),
+        lambda: core.handle_sync_reply(1, peer("b"), data),
     ):
         with pytest.raises(MalformedData):
             handle()
@@ -362,7 +362,7 @@ def test_my_own_packet_that_comes_back_is_dropped_and_counted(swim: Build) -> No
 def test_a_reply_is_no_request(swim: Build) -> None:
     core = swim("a")
     with pytest.raises(MalformedData):
-        core.handle_sync_request(0, wire.fill_sync(SyncReply, member("b"), (), ()))
+        core.handle_sync_request(0, peer("b"), wire.fill_sync(SyncReply, member("b"), (), ()))
 
 
 @pytest.mark.parametrize("profile", ["lan", "wan", "fast"])

@@ -78,7 +78,9 @@ def test_push_pull_survives_the_wire(content: tuple[list[Rumor], list[Record]]) 
 def test_a_packet_is_filled_in_order_and_never_too_large(
     message: Message, rumors: list[Rumor], records: list[Record], digest: list[DigestEntry], lead: Record | None
 ) -> None:
-    filled = wire.fill(empty(message), rumors=rumors, records=records, digest=digest, lead=lead)
+    filled = wire.fill(
+        empty(message), rumors=[wire.coded(rumor) for rumor in rumors], records=records, digest=digest, lead=lead
+    )
     assert len(filled.data) <= PACKET_PLAIN_BYTES_MAX
     packet = wire.read_packet(filled.data)
     assert packet.message == message
@@ -92,22 +94,22 @@ def test_a_packet_is_filled_in_order_and_never_too_large(
 def test_the_largest_rumor_fits_beside_telemetry_and_the_largest_record_leads_a_packet() -> None:
     rumor = Rumor(largest(), tuple(wire.accuser(peer(name)) for name in "abc"), 2**32 - 1)
     digest = [DigestEntry(b"12345", 1, 1)] * 90
-    filled = wire.fill(empty(Ping(2**32 - 1, peer("x"))), rumors=[rumor], digest=digest)
+    filled = wire.fill(empty(Ping(2**32 - 1, peer("x"))), rumors=[wire.coded(rumor)], digest=digest)
     assert filled.rumors == (rumor,)
     record = Record(peer("a"), Epoch(2**32 - 1), 2**32 - 1, 2**40, b"r" * RECORD_BYTES_MAX)
-    assert wire.fill(empty(), rumors=[rumor], lead=record).records == (record,)
+    assert wire.fill(empty(), rumors=[wire.coded(rumor)], lead=record).records == (record,)
 
 
 def test_each_class_has_its_share_and_lends_what_it_does_not_use() -> None:
-    rumors = [Rumor(member(name)) for name in "abcdefghijklmnopqrst"]
+    rumors = [wire.coded(Rumor(member(name))) for name in "abcdefghijklmnopqrst"]
     digest = [DigestEntry(b"12345", 1, 1)] * 90
     both = wire.read_packet(wire.fill(empty(), rumors=rumors, digest=digest).data)
-    membership = sum(wire.size(rumor) for rumor in both.rumors)
+    membership = sum(len(codec.encode(rumor)) for rumor in both.rumors)
     room = PACKET_PLAIN_BYTES_MAX - len(codec.encode(empty()))
-    assert 0.45 * room < membership <= 0.6 * room
-    assert 0.38 * room < len(both.digest)
+    assert 0.5 * room < membership <= 0.66 * room
+    assert 0.33 * room < len(both.digest)
     alone = wire.read_packet(wire.fill(empty(), rumors=rumors).data)
-    assert sum(wire.size(rumor) for rumor in alone.rumors) > 0.85 * room
+    assert sum(len(codec.encode(rumor)) for rumor in alone.rumors) > 0.85 * room
     only_digest = wire.read_packet(wire.fill(empty(), digest=digest).data)
     assert len(wire.unpack_digest(only_digest.digest)) > 80
 
@@ -183,8 +185,17 @@ def test_the_wire_form_of_released_packets_does_not_change() -> None:
     """Bytes that an older peer sends; they must be read for ever."""
     rumor = Rumor(replace(member("b"), liveness=Liveness.SUSPECT), ("aaaaaaaaaa",), 0)
     packet = Packet(peer("a"), Epoch(3), Ping(9, peer("b")), (rumor,), b"12345" + bytes(8), ())
-    assert codec.encode(packet).hex() == GOLDEN
     assert wire.read_packet(bytes.fromhex(GOLDEN)) == packet
+
+
+@given(MESSAGES, st.lists(RUMORS, max_size=30), st.lists(RECORDS, max_size=3), st.binary(max_size=wire.NOTE_BYTES_MAX))
+def test_a_packet_that_is_joined_from_parts_is_what_the_codec_makes_of_the_whole(
+    message: Message, rumors: list[Rumor], records: list[Record], note: bytes
+) -> None:
+    packet = replace(empty(message), note=note)
+    data = wire.fill(packet, rumors=[wire.coded(rumor) for rumor in rumors], records=records).data
+    assert data == codec.encode(wire.read_packet(data))
+    assert wire.read_packet(data).note == note
 
 
 GOLDEN = (

@@ -92,3 +92,18 @@ def test_tasks_wait_by_priority_then_position_then_birth_and_only_wanted_ones_ar
     assert [queues.position(rows[name].task) for name in ("urgent", "early", "late", "needy")] == [1, 2, 3, 4]
     queues.remove(rows["early"].task)
     assert (queues.position(rows["late"].task), queues.position(rows["early"].task), len(queues)) == (2, None, 3)
+
+
+def test_a_gpu_in_mig_mode_is_none_for_tasks() -> None:
+    sliced = replace(CARD, index=1, mig_mode=True, memory_bytes=80 * GIB)
+    mixed = view("m", replace(MACHINE, gpus=(CARD, sliced)))
+    assert why_not(Needs(gpus=1), "default", mixed) == ""
+    assert why_not(Needs(gpus=2), "default", mixed) == "m has 1 GPUs and 1 in MIG mode where 2 are needed"
+    assert why_not(Needs(gpu_memory_bytes=80 * GIB), "default", mixed) == "m has too few GPUs with 80.0 GiB of memory"
+
+
+def test_a_task_waits_for_a_gpu_that_has_a_problem() -> None:
+    lost = replace(MACHINE, gpus=(replace(CARD, problem="it is lost"),))
+    needs = Needs(gpus=1, gpu_memory_bytes=40 * GIB)
+    assert could_ever(needs, "default", lost)
+    assert not fits_now(needs, lost, free_capacity(lost))

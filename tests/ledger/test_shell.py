@@ -37,9 +37,11 @@ class Node:
         stored = self.store.load()
         now, rng = time.monotonic(), Random(name)
         core = Ledger(self.id, stored.ledger_epoch, QUICK, stored.rows, stored.vector, stored.floors, rng, now)
+        self.notes: list[bytes] = []
         hooks = Hooks(
             send_push=self.send_push, send_sync=self.send_sync, on_prepare=self.prepare, on_start=self.start,
             on_stop=lambda fence, reason: self.stops.append((fence, reason)), on_change=lambda task: self.changed.set(),
+            on_note=self.notes.append,
         )  # fmt: skip
         self.shell = LedgerShell(core, self.store, hooks, time.monotonic)
         self.starts: list[tuple[Fence, Row]] = []

@@ -107,7 +107,8 @@ class Agent:
 
     def spawn(self, *options: str, key: str = "", mdns: bool = False) -> None:
         assert self._process is None or self._process.poll() is not None, f"{self.name} runs already"
-        where = ("--name", self.name, "--bind", self.address, "--port", str(self.port))
+        bind = ("--bind", self.address) if self.address else ()  # without an address it listens on all that there are
+        where = ("--name", self.name, *bind, "--port", str(self.port))
         command = (*self._prefix, *MESHQ, "join", *where, *(() if mdns else ("--no-mdns",)), *options)
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(

@@ -95,8 +95,9 @@ def test_the_task_of_a_lost_machine_runs_again_elsewhere_with_one_result(mesh: M
     documents = [agent.wait_until(task, *FINAL) for agent in others]
     for document in documents:
         assert document["status"] == "succeeded"
-        assert [attempt["status"] for attempt in document["attempts"]] == ["lost", "succeeded"]
-        lost_attempt, last = document["attempts"]
+        # Two machines may claim at once where this one is busy; the claim that came second is superseded and starts nothing.
+        lost_attempt, last = [attempt for attempt in document["attempts"] if attempt["status"] != "superseded"]
+        assert (lost_attempt["status"], last["status"]) == ("lost", "succeeded")
         assert (lost_attempt["fence"], lost_attempt["peer"]) == (first, lost_name)
         assert last["peer"] != lost_name
     assert len(starts) == len(gate.starts()) == 2
@@ -104,7 +105,7 @@ def test_the_task_of_a_lost_machine_runs_again_elsewhere_with_one_result(mesh: M
     lost.join()
     mesh.wait_until_whole(*agents)
     wait_for(lambda: len({json.dumps(agent.show(task)) for agent in agents}) == 1, 30, "all show the same")
-    assert [attempt["status"] for attempt in lost.show(task)["attempts"]][:2] == ["lost", "succeeded"]
+    assert lost.show(task)["status"] == "succeeded"
     assert len(gate.starts()) == 2  # a claim that came too late never starts
 
 

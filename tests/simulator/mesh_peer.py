@@ -12,10 +12,11 @@ from math import isinf
 from random import Random
 from typing import TYPE_CHECKING, assert_never
 
-from meshq import codec
-from meshq.agent import STALL_SECONDS, TELEMETRY_SECONDS
+from meshq import record
+from meshq.agent import TELEMETRY_SECONDS
 from meshq.gossip import effects as gossip_effects
 from meshq.gossip.member import Liveness, Member
+from meshq.gossip.transport import STALL_SECONDS
 from meshq.ids import Epoch, PeerId, TaskId
 from meshq.ledger import effects as ledger_effects
 from meshq.ledger.core import Ledger
@@ -263,11 +264,15 @@ class MeshPeer:
             case gossip_effects.Refuted():
                 watcher.counts["refutations"] += 1
                 watcher.is_now(self.id, self.gossip.core.me)
-            case gossip_effects.Send() | gossip_effects.Sync():
+            case gossip_effects.NoteHeard(peer, note):
+                self.feed(self.core.handle_note(self.world.now, peer, note))
+            case gossip_effects.Send() | gossip_effects.Stream() | gossip_effects.Answer() | gossip_effects.Sync():
                 if self.gossip.swim is not None:
                     watcher.is_now(self.id, self.gossip.swim.me)
-            case gossip_effects.ProbeFailed():
+            case gossip_effects.ProbeFailed() | gossip_effects.TransportChanged():
                 pass
+            case gossip_effects.Cloned(other):
+                raise AssertionError(f"{self.name} saw a clone of itself: {other}")
             case _:
                 assert_never(effect)
 
@@ -293,7 +298,7 @@ class MeshPeer:
         telemetry = self._telemetry()
         self.peers.handle_own_telemetry(telemetry)
         self.feed(self.core.handle_capacity(self.world.now, telemetry))
-        self.gossip.publish(codec.encode(telemetry))
+        self.gossip.publish(record.pack(telemetry))
 
     def _telemetry(self) -> Telemetry:
         free = self.exec.worker.free()
@@ -359,6 +364,8 @@ class MeshPeer:
     def _carry_out(self) -> None:
         batches = self._committing
         self._commit_now([effect for batch in batches for effect in batch.effects])
+        if self.gossip.swim is not None:
+            self.gossip.core.note(self.core.note)
         for batch in batches:
             for effect in batch.effects:
                 if self.sprung():

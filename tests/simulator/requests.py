@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from meshq.web.peer_client import CONNECT_SECONDS, REQUEST_SECONDS
+from meshq.web.dialing import CONNECT_SECONDS
+from meshq.web.peer_client import REQUEST_SECONDS
 
 if TYPE_CHECKING:
     from tests.simulator.mesh_peer import MeshPeer
@@ -51,7 +52,14 @@ class Request:
         if target.running and target.doors_open:
             target.when_awake(lambda: self._serve(target, self._answer))
         elif target.machine.powered:
-            self._back(self._failed)  # refused
+            self._back(self._refused)
+
+    def _refused(self) -> None:
+        """A machine without an agent says so, and that is a hint for gossip."""
+        gossip = self._asker.gossip
+        if gossip.swim is not None:
+            gossip.perform(gossip.swim.handle_refused(self._asker.world.now, self._target.id))
+        self._failed()
 
     def _answer(self, answer: object) -> None:
         def succeed() -> None:

@@ -65,9 +65,22 @@ def test_a_reliable_message_is_late_instead_of_lost() -> None:
     network = Network(world, loss=0.5, duplication=0.5)
     for _ in range(100):
         network.send("a", "b", lambda: arrived.append(world.now), reliable=True)
-    world.run_until(1.0)
-    assert len(arrived) == 100 and max(arrived) > Network.RETRANSMIT_SECONDS > min(arrived)
+    world.run_until(0.1)
+    assert 30 < len(arrived) < 70, "about half of them are not lost at all"
+    world.run_until(100.0)
+    assert len(arrived) == 100 and max(arrived) > 7 * Network.RETRANSMIT_SECONDS, "some are lost three times in a row"
     assert network.traffic.dropped == network.traffic.duplicated == 0
+
+
+def test_a_connection_takes_longer_to_come_about_than_to_be_used() -> None:
+    world, arrived = World(3), list[float]()
+    network = Network(world, loss=0.5)
+    for _ in range(100):
+        network.send("a", "b", lambda: arrived.append(world.now), reliable=True, connecting=True)
+    world.run_until(0.9)
+    early = len(arrived)
+    world.run_until(1.1)
+    assert 30 < early < 70 and len(arrived) > early
 
 
 def test_a_cut_has_one_direction_and_stops_what_is_under_way() -> None:

@@ -9,28 +9,28 @@ change another part's. Whoever runs in the world tells it what happened (`trace`
 import hashlib
 import heapq
 import itertools
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Final
+
+_TIME: Final = struct.Struct("<d")
 
 
 class Handle:
     """One call that is due. Cancelling a call that was made already, or cancelling twice, does nothing."""
 
-    __slots__ = ("_call", "when")
+    __slots__ = ("args", "call", "when")
 
-    def __init__(self, when: float, call: Callable[[], object]) -> None:
+    def __init__(self, when: float, call: Callable[..., object], args: tuple[Any, ...]) -> None:
         self.when = when
-        self._call: Callable[[], object] | None = call
+        self.call: Callable[..., object] | None = call
+        self.args = args
 
     def cancel(self) -> None:
-        self._call = None
-
-    def take(self) -> Callable[[], object] | None:
-        """The call, if it was not cancelled; it is given out once. For the world only."""
-        call, self._call = self._call, None
-        return call
+        self.call = None
+        self.args = ()
 
 
 class World:
@@ -51,7 +51,7 @@ class World:
 
     def call_at(self, when: float, call: Callable[..., object], *args: Any) -> Handle:
         """Call once at `when` (at once, in turn, if that has passed)."""
-        handle = Handle(max(when, self.now), lambda: call(*args))
+        handle = Handle(max(when, self.now), call, args)
         heapq.heappush(self._heap, (handle.when, next(self._sequence), handle))
         return handle
 
@@ -76,6 +76,10 @@ class World:
         """Record that something happened now. `parts`: what has the same `repr` in every process."""
         self._trace.update(repr((self.now, parts)).encode())
 
+    def trace_bytes(self, who: bytes, data: bytes) -> None:
+        """The same for what is bytes anyway, at a fraction of the cost: every packet of a thousand peers is traced."""
+        self._trace.update(b"".join((_TIME.pack(self.now), who, data)))
+
     def trace_hash(self) -> str:
         """Of all that was traced so far."""
         return self._trace.hexdigest()
@@ -83,11 +87,12 @@ class World:
     def _step(self, limit: float) -> bool:
         while self._heap and self._heap[0][0] <= limit:
             when, _, handle = heapq.heappop(self._heap)
-            call = handle.take()
+            call, args = handle.call, handle.args
             if call is not None:
+                handle.cancel()  # it is made once
                 self.now = when
                 self.calls += 1
-                call()
+                call(*args)
                 return True
         return False
 
@@ -107,11 +112,15 @@ class Network:
     """Carries calls between named places. Loss, duplication, delay and cuts may be changed at any time.
 
     A message that is under way when its direction is cut is lost too. Delays are drawn for each message, so messages
-    overtake each other. A `reliable` message stands for one on a TCP connection: chance neither loses nor doubles it (a
-    loss only delays it, as a retransmission would), a cut still stops it.
+    overtake each other. A `reliable` message stands for one on a TCP connection: chance neither loses nor doubles it, each
+    loss only delays it by a retransmission, of which the next waits twice as long. It needs both directions, since no
+    connection comes about without answers; and it passes where only datagrams are blocked, as by a firewall that knows
+    nothing of UDP.
     """
 
     RETRANSMIT_SECONDS = 0.2  # TCP's usual minimum
+    CONNECT_SECONDS = 1.0  # until the first packet of a connection is sent again
+    RETRANSMISSIONS_MAX = 8  # by then everybody has given up
 
     def __init__(
         self,
@@ -128,11 +137,21 @@ class Network:
         self.traffic = Traffic()
         self._rng = world.rng_for("net")
         self._cuts: dict[tuple[str, str], None] = {}
+        self._datagram_cuts: dict[tuple[str, str], None] = {}
         self._group_of: dict[str, int] = {}
 
     def cut(self, source: str, destination: str) -> None:
         """Nothing gets from `source` to `destination` any more; the other direction is another cut."""
         self._cuts[source, destination] = None
+
+    def cut_datagrams(self, source: str, destination: str) -> None:
+        """As `cut`, but reliable messages pass."""
+        self._datagram_cuts[source, destination] = None
+
+    def mend(self, source: str, destination: str) -> None:
+        """Undo the cuts of this direction."""
+        self._cuts.pop((source, destination), None)
+        self._datagram_cuts.pop((source, destination), None)
 
     def partition(self, groups: Sequence[Sequence[str]]) -> None:
         """Only members of the same group hear each other; a place in no group is its own."""
@@ -141,41 +160,65 @@ class Network:
     def heal(self) -> None:
         """Undo every cut and partition."""
         self._cuts.clear()
+        self._datagram_cuts.clear()
         self._group_of.clear()
 
-    def connected(self, source: str, destination: str) -> bool:
-        """Does anything get from `source` to `destination` now?"""
-        if (source, destination) in self._cuts:
+    def connected(self, source: str, destination: str, *, reliable: bool = False) -> bool:
+        """Does anything get from `source` to `destination` now? A reliable message needs the way back too."""
+        cuts = self._cuts
+        if cuts and ((source, destination) in cuts or (reliable and (destination, source) in cuts)):
+            return False
+        if self._datagram_cuts and not reliable and (source, destination) in self._datagram_cuts:
             return False
         if source == destination or not self._group_of:
             return True
         group = self._group_of.get(source)
         return group is not None and group == self._group_of.get(destination)
 
-    def send(self, source: str, destination: str, deliver: Callable[..., object], *args: Any, reliable: bool = False) -> bool:
-        """Call `deliver(*args)` after a delay, unless it gets lost. False if the direction is cut now."""
+    def send(
+        self, source: str, destination: str, deliver: Callable[..., object], *args: Any,
+        reliable: bool = False, connecting: bool = False,
+    ) -> bool:  # fmt: skip
+        """Call `deliver(*args)` after a delay, unless it gets lost. False if the direction is cut now.
+
+        `connecting`: a reliable message that opens its connection.
+        """
         self.traffic.sent += 1
-        if not self.connected(source, destination):
+        if not self.connected(source, destination, reliable=reliable):
             self.traffic.cut += 1
             return False
-        lost = self._rng.random() < self.loss
-        if lost and not reliable:
+        if reliable:
+            pause = self.CONNECT_SECONDS if connecting else self.RETRANSMIT_SECONDS
+            self._carry(source, destination, self._retransmissions(pause), True, deliver, args)
+            return True
+        if self._rng.random() < self.loss:
             self.traffic.dropped += 1
             return True
-        self._carry(source, destination, self.RETRANSMIT_SECONDS if lost else 0.0, deliver, args)
-        if not reliable and self._rng.random() < self.duplication:
+        self._carry(source, destination, 0.0, False, deliver, args)
+        if self._rng.random() < self.duplication:
             self.traffic.duplicated += 1
-            self._carry(source, destination, 0.0, deliver, args)
+            self._carry(source, destination, 0.0, False, deliver, args)
         return True
 
-    def _carry(
-        self, source: str, destination: str, extra: float, deliver: Callable[..., object], args: tuple[Any, ...]
-    ) -> None:
-        def arrive() -> None:
-            if not self.connected(source, destination):
-                self.traffic.cut += 1
-                return
-            self.traffic.delivered += 1
-            deliver(*args)
+    def _retransmissions(self, pause: float) -> float:
+        """Seconds that they take."""
+        losses = 0
+        while losses < self.RETRANSMISSIONS_MAX and self._rng.random() < self.loss:
+            losses += 1
+        return pause * ((1 << losses) - 1)
 
-        self.world.call_later(extra + self._rng.uniform(*self.delay), arrive)
+    def _carry(
+        self, source: str, destination: str, extra: float, reliable: bool,
+        deliver: Callable[..., object], args: tuple[Any, ...],
+    ) -> None:  # fmt: skip
+        delay = extra + self._rng.uniform(*self.delay)
+        self.world.call_later(delay, self._arrive, source, destination, reliable, deliver, args)
+
+    def _arrive(
+        self, source: str, destination: str, reliable: bool, deliver: Callable[..., object], args: tuple[Any, ...]
+    ) -> None:
+        if not self.connected(source, destination, reliable=reliable):
+            self.traffic.cut += 1
+            return
+        self.traffic.delivered += 1
+        deliver(*args)

@@ -1,12 +1,15 @@
 """The documents of the contract, as functions of rows: what stands for the task as a whole."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from meshq.ids import Dot, PeerId
+from meshq.gossip.connectivity import Connectivity
+from meshq.gossip.member import Address, Liveness, Member
+from meshq.ids import Dot, Epoch, PeerId
 from meshq.ledger.row import Cancel, Claim, Ended, Fact, Lost, Row, Started
-from meshq.task import EndKind, OutputFile, Status
+from meshq.task import EndKind, Gpu, GpuProcess, MigInstance, OutputFile, Status, Telemetry, Versions
 from meshq.web import documents
 from tests.ledger.builders import dot, outcome, peer, row
 
@@ -99,6 +102,75 @@ def test_queues_are_those_that_are_served_and_those_that_have_tasks() -> None:
     figures = [(each["name"], each["queued"], each["succeeded"], each["peers"]) for each in listed]
     assert figures == [("default", 1, 1, 2), ("gpu", 0, 0, 1)]
     assert listed[0]["oldest_wait_seconds"] == 10.0
+
+
+def peer_facts(liveness: Liveness = Liveness.ALIVE, **given: Any) -> documents.PeerFacts:
+    member = Member(peer=peer("b"), epoch=Epoch(3), incarnation=2, liveness=liveness, name="bob", addresses=(), started_at=1)
+    return documents.PeerFacts(**{"member": member, "address": None, "telemetry": Telemetry(), "age": 1.0, **given})
+
+
+def link(udp: bool | None, tcp: bool | None) -> Connectivity:
+    return Connectivity(udp=udp, tcp=tcp, address=Address("fd00::2", 7733), rtt=0.0123456, heard_seconds=4.00049)
+
+
+TRANSPORTS = [
+    (True, None, "udp"), (True, False, "udp"), (False, True, "tcp"), (False, False, None), (False, None, "tcp"),
+    (None, True, None), (None, None, None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("udp", "tcp", "transport"), TRANSPORTS)
+def test_a_peer_says_by_which_transport_it_is_reached(udp: bool | None, tcp: bool | None, transport: str | None) -> None:
+    document = documents.peer_document(peer_facts(connectivity=link(udp, tcp)))
+    assert document["connectivity"] == {
+        "transport": transport, "udp": udp, "tcp": tcp, "rtt_ms": 12.346, "last_heard_seconds": 4.0,
+    }  # fmt: skip
+    assert document["address"] == "[fd00::2]:7733", "the one in use, not the first that it told"
+
+
+@pytest.mark.parametrize("liveness", [Liveness.DEAD, Liveness.LEFT])
+def test_who_is_gone_is_reached_by_nothing(liveness: Liveness) -> None:
+    assert documents.peer_document(peer_facts(liveness, connectivity=link(True, True)))["connectivity"]["transport"] is None
+
+
+def test_the_peer_that_answers_has_no_connectivity_and_one_never_met_has_an_unknown_one() -> None:
+    mine = documents.peer_document(peer_facts(connectivity=None, address=Address("10.0.0.1", 7733)))
+    assert (mine["connectivity"], mine["address"]) == (None, "10.0.0.1:7733")
+    assert (mine["epoch"], mine["incarnation"], mine["started_at"]) == (3, 2, "1970-01-01T00:00:01.000Z")
+    unknown = documents.peer_document(peer_facts(connectivity=documents.UNKNOWN_LINK))
+    assert set(unknown["connectivity"].values()) == {None} and unknown["address"] is None
+
+
+def test_gpus_are_shown_with_their_processes_and_instances() -> None:
+    process = GpuProcess(pid=7, user="ann", memory_bytes=5)
+    instance = MigInstance(uuid="MIG-x", profile="1g.5gb", memory_bytes=3, memory_used_bytes=1, foreign_pids=(7,))
+    gpu = Gpu(index=1, uuid="GPU-a", name="A100", memory_bytes=9, foreign_pids=(7,), processes=(process,), mig=(instance,),
+              mig_mode=True)  # fmt: skip
+    [first, second] = documents.peer_document(
+        peer_facts(telemetry=Telemetry(gpus=(gpu, replace(gpu, problem="lost", mig=()))))
+    )["gpus"]
+    assert first == {
+        "index": 1, "uuid": "GPU-a", "name": "A100", "memory_bytes": 9, "memory_used_bytes": None, "utilization_percent": None,
+        "temperature_c": None, "power_w": None, "task": None, "foreign_pids": [7],
+        "processes": [{"pid": 7, "user": "ann", "task": None, "memory_bytes": 5, "graphics": False}],
+        "mig_mode": True, "problem": None,
+        "mig": [
+            {"parent": 1, "uuid": "MIG-x", "profile": "1g.5gb", "memory_bytes": 3, "memory_used_bytes": 1, "foreign_pids": [7]}
+        ],
+    }  # fmt: skip
+    assert (second["problem"], second["mig"]) == ("lost", [])
+
+
+def test_what_a_peer_runs_on_is_told_and_what_it_lacks_is_null() -> None:
+    versions = Versions(python="3.11.2", kernel="6.1.0-18-amd64", system="debian 12")
+    telemetry = Telemetry(versions=versions, environments=("e" * 8,), gpu_problem="the NVIDIA driver has not answered for 40 s")
+    told = documents.peer_document(peer_facts(telemetry=telemetry))
+    assert told["versions"] == {
+        "meshq": None, "python": "3.11.2", "kernel": "6.1.0-18-amd64", "system": "debian 12", "driver": None, "cuda": None,
+        "docker": None,
+    }  # fmt: skip
+    assert (told["environments"], told["gpu_problem"]) == (["e" * 8], "the NVIDIA driver has not answered for 40 s")
+    assert documents.peer_document(peer_facts())["gpu_problem"] is None
 
 
 def test_a_time_that_no_calendar_has_is_unknown() -> None:

@@ -21,6 +21,7 @@ from meshq import control
 from meshq.config import Home
 from meshq.trust import cookie
 from meshq.trust.certificates import Credentials, server_name
+from meshq.trust.identity import Identity
 from meshq.trust.keys import MeshKey
 from meshq.web import gate
 from meshq.web.gate import Gate, GateLimits, RequestLimiter, Source, address_source, make_runner, peer_of_request, read_capped
@@ -60,9 +61,9 @@ class Served:
         self.gate = the_gate
         self.url = f"https://127.0.0.1:{port}"
 
-    def session(self, local: str = "127.0.0.2", key: MeshKey = KEY) -> aiohttp.ClientSession:
+    def session(self, local: str = "127.0.0.2", key: MeshKey = KEY, peer: Identity = CLIENT) -> aiohttp.ClientSession:
         """A legitimate client, by default from another address than hostile ones."""
-        connector = aiohttp.TCPConnector(local_addr=(local, 0), ssl=Credentials(key, CLIENT).client_context())
+        connector = aiohttp.TCPConnector(local_addr=(local, 0), ssl=Credentials(key, peer).client_context())
         return aiohttp.ClientSession(connector=connector)
 
     async def ask(self, session: aiohttp.ClientSession, method: str, path: str, **options: Any) -> tuple[int, str]:
@@ -125,6 +126,24 @@ async def test_three_hundred_hostile_connections_keep_nobody_else_out() -> None:
         finally:
             for connection in hostile:
                 connection.close()
+        await until(lambda: server.gate.connections == 0)
+
+
+@in_loop
+async def test_members_behind_one_address_have_a_share_each_and_strangers_there_another() -> None:
+    limits = GateLimits(connections_per_source=3)
+    async with served(limits=limits) as server:
+        held = [await server.connect() for _ in range(3)]
+        stranger = socket.create_connection(("127.0.0.1", server.port), 10)
+        with contextlib.suppress(OSError):  # the fourth of this member is closed as soon as it has proved who it is
+            held.append(await server.connect())
+        await until(lambda: server.gate.counters["too many connections of one peer"] == 1)
+        async with server.session("127.0.0.1", peer=THIRD) as session:
+            assert await server.ask(session, "GET", "/") == (200, THIRD.peer)
+            assert server.gate.connections == 3 + 1 + 1
+        stranger.close()
+        for _, writer in held:
+            writer.transport.abort()
         await until(lambda: server.gate.connections == 0)
 
 

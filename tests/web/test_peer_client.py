@@ -1,21 +1,25 @@
-"""Asking other peers: real mutual TLS between real ports, with wrong peers, wrong meshes and answers that are too long."""
+"""Asking other peers: real mutual TLS between real ports, with wrong peers, wrong meshes, dead addresses and bad answers."""
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 
 import pytest
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from meshq.config import CONNECTIONS_PER_ADDRESS_MAX, KEEPALIVE_SECONDS
 from meshq.errors import PeerError, Unreachable
 from meshq.gossip.member import Address
+from meshq.ids import PeerId
 from meshq.trust.certificates import Credentials
 from meshq.trust.identity import Identity
 from meshq.trust.keys import MeshKey
+from meshq.web import dialing
 from meshq.web.gate import Gate, make_runner, peer_of_request
-from meshq.web.peer_client import PeerClient
+from meshq.web.peer_client import IDLE_SECONDS, PeerClient, Share
 
 MESH, OTHER_MESH = MeshKey(b"m" * 16), MeshKey(b"o" * 16)
 NOBODY = Address("127.0.0.1", 1)
@@ -50,13 +54,34 @@ async def serving(
 
 
 @asynccontextmanager
-async def client(identity: Identity, *candidates: Address, key: MeshKey = MESH) -> AsyncIterator[PeerClient]:
+async def client(
+    identity: Identity, *candidates: Address, key: MeshKey = MESH, on_refused: Callable[[PeerId], None] = lambda peer: None
+) -> AsyncIterator[PeerClient]:
     credentials = Credentials(key, identity)
-    made = PeerClient(credentials.client_context(), credentials.seed_context(), lambda peer: candidates)
+    contexts = credentials.client_context(), credentials.seed_context()
+    made = PeerClient(lambda: contexts[0], lambda: contexts[1], lambda peer: candidates, on_refused)
     try:
         yield made
     finally:
         await made.close()
+
+
+@contextmanager
+def black_hole() -> Iterator[Address]:
+    """An address that swallows whatever is sent there: its queue of connections is full."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, ExitStack() as fillers:
+        for _ in range(8):
+            filler = fillers.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield Address("127.0.0.1", listener.getsockname()[1])
+
+
+@contextmanager
+def mute() -> Iterator[Address]:
+    """An address where every connection is taken, and nothing is ever said: an agent that is stopped."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        yield Address("127.0.0.1", listener.getsockname()[1])
 
 
 def test_each_side_knows_who_the_other_one_is() -> None:
@@ -82,10 +107,242 @@ def test_dead_and_foreign_addresses_are_passed_over_and_the_good_one_is_remember
         async with serving(stranger, note) as wrong, serving(server) as right, client(me, NOBODY, wrong, right) as peers:
             for _ in range(2):
                 await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
-            assert peers._candidates(server.peer)[0] == right
+            assert peers.address(server.peer) == right
+            assert peers.counters["connections"] == 1
         assert asked == [], "not a byte of a request went to the wrong peer"
 
     asyncio.run(scenario())
+
+
+def test_a_peer_is_found_behind_addresses_that_swallow_everything_are_mute_or_somebody_elses() -> None:
+    async def scenario() -> None:
+        server, stranger, me = new_identity(), new_identity(), new_identity()
+        with black_hole() as hole, mute() as stopped:
+            async with (
+                serving(stranger) as wrong,
+                serving(server) as right,
+                client(me, hole, stopped, wrong, NOBODY, right) as peers,
+            ):
+                assert await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
+                assert peers.address(server.peer) == right
+
+    asyncio.run(scenario())
+
+
+def test_the_message_names_each_address_and_what_is_wrong_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dialing, "race", partial(dialing.race, delay=0.05, seconds=0.5))
+
+    async def scenario() -> None:
+        server = new_identity()
+        with black_hole() as hole, mute() as stopped:
+            async with serving(new_identity()) as wrong, client(new_identity(), NOBODY, wrong, hole, stopped) as peers:
+                with pytest.raises(Unreachable) as caught:
+                    await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
+        assert caught.value.message == (
+            f"the peer {server.peer[:8]} does not answer at {NOBODY}: Connection refused; "
+            f"{wrong}: somebody else answers there, or another mesh; {hole}: no answer in time; {stopped}: no answer in time"
+        )
+
+    asyncio.run(scenario())
+
+
+def test_one_connection_serves_one_request_after_the_other() -> None:
+    async def scenario() -> None:
+        server, me = new_identity(), new_identity()
+        async with serving(server) as address, client(me, address) as peers:
+            for share in (None, None, Share.GOSSIP, Share.GOSSIP):
+                await peers.post(server.peer, "/echo", b"x", answer_bytes_max=100, share=share)
+            assert peers.counters["connections"] == 2, "one of each kind"
+
+    asyncio.run(scenario())
+
+
+def test_a_peer_that_moved_is_found_at_its_new_address() -> None:
+    async def scenario() -> None:
+        server, me = new_identity(), new_identity()
+        places: list[Address] = []
+        credentials = Credentials(MESH, me)
+        context = credentials.client_context()
+        peers = PeerClient(lambda: context, lambda: context, lambda peer: places)
+        async with serving(server) as before:
+            places = [before]
+            await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
+        async with serving(server) as after:
+            places = [before, after]
+            assert await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
+            assert peers.address(server.peer) == after
+            places = [before]
+            assert await peers.post(server.peer, "/echo", b"", answer_bytes_max=100, extra=[after])
+        await peers.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_request_whose_connection_broke_is_sent_once_more() -> None:
+    async def scenario() -> None:
+        server, me = new_identity(), new_identity()
+        bodies: list[bytes] = []
+
+        async def break_off(request: web.Request) -> web.Response:
+            bodies.append(await request.read())
+            if len(bodies) in (1, 3, 4):
+                assert request.transport is not None
+                request.transport.abort()
+            return web.Response(body=b"yes")
+
+        async with serving(server, break_off) as address, client(me, address) as peers:
+            assert await peers.post(server.peer, "/echo", b"1", answer_bytes_max=100) == b"yes"
+            with pytest.raises(Unreachable):
+                await peers.post(server.peer, "/echo", b"2", answer_bytes_max=100)
+            assert bodies == [b"1", b"1", b"2", b"2"]
+            assert peers.counters["requests_repeated"] == 2
+
+    asyncio.run(scenario())
+
+
+def test_an_address_that_takes_requests_and_never_answers_is_left_for_another_one() -> None:
+    """Such as a tunnel through which small packets fit and large ones don't."""
+
+    async def scenario() -> None:
+        server, me = new_identity(), new_identity()
+
+        async def hang(request: web.Request) -> web.Response:
+            await asyncio.Event().wait()
+            return web.Response()
+
+        async with serving(server, hang) as narrow, serving(server) as wide, client(me, narrow, wide) as peers:
+            with pytest.raises(Unreachable, match="no answer in time"):
+                await peers.post(server.peer, "/echo", b"", answer_bytes_max=100, seconds=0.3)
+            assert await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
+            assert peers.address(server.peer) == wide
+
+    asyncio.run(scenario())
+
+
+def test_a_peer_whose_agent_was_killed_is_reported_at_once_and_again_when_it_refuses_but_not_in_between() -> None:
+    async def scenario() -> None:
+        server, me = new_identity(), new_identity()
+        gone = asyncio.Event()
+        refused: list[PeerId] = []
+
+        def note(peer: PeerId) -> None:
+            refused.append(peer)
+            gone.set()
+
+        with socket.create_server(("127.0.0.1", 0)) as nobody:
+            bridge = Address("127.0.0.1", nobody.getsockname()[1])
+        context = Credentials(MESH, me).client_context()
+        async with serving(server) as address:
+            peers = PeerClient(lambda: context, lambda: context, lambda peer: [bridge, address], note)
+            await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
+            assert refused == [], "that nobody listens at one of its addresses says nothing of the peer"
+        async with asyncio.timeout(10):
+            await gone.wait()  # nobody asked: an idle connection ended
+        assert refused == [server.peer]
+        with pytest.raises(Unreachable, match="refused"):
+            await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
+        assert len(refused) == 1, "once a second is enough"
+        peers._experience._hinted.clear()
+        with pytest.raises(Unreachable, match="refused"):
+            await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
+        assert refused == [server.peer] * 2
+        await peers.close()
+
+    asyncio.run(scenario())
+
+
+def test_connections_that_this_side_ends_are_no_sign_of_anything() -> None:
+    async def scenario() -> None:
+        server, me = new_identity(), new_identity()
+        refused: list[PeerId] = []
+        async with serving(server) as address, client(me, address, on_refused=refused.append) as peers:
+            await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
+            await peers.renew()
+            await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
+            assert peers.counters["connections"] == 2
+            await peers.close()
+        await asyncio.sleep(0)
+        assert refused == []
+
+    asyncio.run(scenario())
+
+
+def test_after_a_change_of_keys_new_connections_have_the_new_ones_and_requests_under_way_end_well() -> None:
+    async def scenario() -> None:
+        server, before, after = new_identity(), new_identity(), new_identity()
+        contexts = {me.peer: Credentials(MESH, me).client_context() for me in (before, after)}
+        context = contexts[before.peer]
+        asked, go = asyncio.Event(), asyncio.Event()
+
+        async def slow(request: web.Request) -> web.Response:
+            if await request.read() == b"slow":
+                asked.set()
+                await go.wait()
+            return await echo(request)
+
+        async with serving(server, slow) as address:
+            peers = PeerClient(lambda: context, lambda: context, lambda peer: [address])
+            await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
+            under_way = asyncio.ensure_future(peers.post(server.peer, "/echo", b"slow", answer_bytes_max=100))
+            await asked.wait()
+            context = contexts[after.peer]
+            await peers.renew()
+            assert await peers.post(server.peer, "/echo", b"", answer_bytes_max=100) == after.peer[:8].encode()
+            go.set()
+            assert await under_way == before.peer[:8].encode() + b"slow"
+            await peers.close()
+
+    asyncio.run(scenario())
+
+
+def test_what_goes_on_over_connections_of_before_ends_with_the_client() -> None:
+    async def scenario() -> None:
+        server, me = new_identity(), new_identity()
+
+        async def for_ever(request: web.Request) -> web.StreamResponse:
+            response = web.StreamResponse()
+            await response.prepare(request)
+            await response.write(b"x")
+            await asyncio.Event().wait()
+            return response
+
+        async with serving(server, for_ever) as address, client(me, address) as peers:
+            with pytest.raises(Unreachable, match="stopping"):
+                async with peers.stream(server.peer, "/echo", quiet=None) as chunks:
+                    assert await anext(chunks) == b"x"
+                    await peers.renew()
+                    await peers.renew()
+                    await peers.close()
+                    await anext(chunks)
+
+    asyncio.run(scenario())
+
+
+def test_nothing_that_a_peer_says_is_said_to_another() -> None:
+    """Peers are names of one domain now; a cookie for all of it would go from one to the other."""
+
+    async def scenario() -> None:
+        server, me = new_identity(), new_identity()
+        seen: list[str | None] = []
+
+        async def set_cookie(request: web.Request) -> web.Response:
+            seen.append(request.headers.get("Cookie"))
+            return web.Response(headers={"Set-Cookie": "a=b; Domain=meshq.internal; Path=/; Secure"})
+
+        async with serving(server, set_cookie) as address, client(me, address) as peers:
+            for _ in range(2):
+                await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
+        assert seen == [None, None]
+
+    asyncio.run(scenario())
+
+
+def test_an_idle_connection_is_closed_by_this_side_first() -> None:
+    assert 2 * IDLE_SECONDS + 1 < KEEPALIVE_SECONDS
+
+
+def test_all_kinds_together_stay_below_what_the_other_sides_gate_takes_from_one_address() -> None:
+    assert sum(Share) < CONNECTIONS_PER_ADDRESS_MAX
 
 
 def test_nobody_and_another_mesh_are_unreachable_and_the_message_says_why() -> None:
@@ -102,8 +359,13 @@ def test_nobody_and_another_mesh_are_unreachable_and_the_message_says_why() -> N
 
 def test_a_seed_of_the_mesh_is_asked_without_knowing_who_it_is() -> None:
     async def scenario() -> None:
-        async with serving(new_identity()) as address, client(new_identity()) as peers:
-            assert await peers.post_seed(address, "/echo", b"x", answer_bytes_max=100)
+        servers, me = (new_identity(), new_identity()), new_identity()
+        async with client(me) as peers:
+            for server in servers:  # one after the other at the same address, as a lease may make it
+                async with serving(server) as address:
+                    for _ in range(2):
+                        who, answer = await peers.post_seed(address, "/echo", b"x", answer_bytes_max=100)
+                        assert who == server.peer and answer == me.peer[:8].encode() + b"x"
 
     asyncio.run(scenario())
 
