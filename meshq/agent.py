@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import time
+from asyncio import sslproto
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
@@ -96,6 +97,7 @@ class Agent:
         self._loop_tasks: set[asyncio.Task[Any]] = set()
         self._gpus_allowed = gpus_allowed(self.settings)
         self._started_at = boottime()
+        sslproto.SSLProtocol.max_size = config.TLS_READ_BYTES
         self._make_ports()
         self._make_cores()
         self._make_web()

@@ -33,6 +33,7 @@ HANDSHAKES_MAX: Final = 64
 HANDSHAKE_SECONDS: Final = 5.0
 FIRST_REQUEST_SECONDS: Final = 10.0
 KEEPALIVE_SECONDS: Final = 75.0
+TLS_READ_BYTES: Final = 16 * 1024  # asyncio keeps so much for each connection; its own 256 KiB took 15 MiB among 30 peers
 REQUESTS_MAX: Final = 256
 REQUESTS_PER_PEER_MAX: Final = 64
 JSON_BYTES_MAX: Final = 256 * 1024

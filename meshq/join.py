@@ -190,7 +190,7 @@ def _key_without_key(wanted: Settings) -> tuple[MeshKey, str]:
         raise UsageError(
             "to join a mesh by --seed, its key is needed", "give it by --key-file or MESHQ_KEY; `meshq key` prints it"
         )
-    seen = asyncio.run(look_around(LOOK_AROUND_SECONDS)) if wanted.mdns else []
+    seen = asyncio.run(look_around(LOOK_AROUND_SECONDS, bind=wanted.bind or "")) if wanted.mdns else []
     if not seen:
         return keys.generate(), "no key was given and no mesh was in sight"
     where = ", ".join(sorted({str(address) for mesh in seen for address in mesh.addresses})[:4])

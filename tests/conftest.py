@@ -27,6 +27,8 @@ def _missing_for_netns() -> str:
         return "network namespaces need root"
     if shutil.which("ip") is None:
         return "the command ip is missing (Debian: apt-get install iproute2)"
+    if shutil.which("iptables") is None:
+        return "the command iptables is missing (Debian: apt-get install iptables)"
     name = f"meshq-probe-{os.getpid()}"
     try:
         for command in (

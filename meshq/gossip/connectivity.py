@@ -95,11 +95,13 @@ class Connections:
     def failed_by_tcp(self, peer: PeerId) -> None:
         self._path(peer).tcp = False
 
-    def streamed(self, peer: PeerId) -> None:
-        """The peer serves me by TCP, so UDP did not work for it: it will hardly work for me."""
+    def streamed(self, peer: PeerId) -> bool:
+        """The peer serves me by TCP, so UDP did not work for it, and will hardly work for me; true if that is news."""
         path = self._path(peer)
-        if path.udp is None:
-            path.udp = False
+        if path.udp is not None:
+            return False
+        path.udp = False
+        return True
 
     def by_tcp(self, peer: PeerId) -> bool:
         """Is UDP no use for this peer, as far as is known?"""

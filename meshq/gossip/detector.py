@@ -146,7 +146,8 @@ class Detector:
         if sent is None:
             self._counters["acks_late"] += 1
             return []
-        effects = self._note_way(now, sent, origin) if packet.sender == sent.peer else []
+        direct = packet.sender == sent.peer and self._roster.get(sent.peer) is not None
+        effects = self._note_way(now, sent, origin) if direct else []
         if sent is self._probe:
             self._probe = None
             self._beliefs.feel(-1)
@@ -205,7 +206,7 @@ class Detector:
     def _judge_transport(self) -> list[Effect]:
         """The last probe is over: was it answered over TCP alone?"""
         last = next(reversed(self._sent.values()), None)
-        if last is None or last.acked_by_udp or not last.acked_by_tcp:
+        if last is None or last.acked_by_udp or not last.acked_by_tcp or self._roster.get(last.peer) is None:
             return []
         return [TransportChanged(last.peer, False)] if self._connections.missed(last.peer) else []
 

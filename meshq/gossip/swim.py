@@ -37,7 +37,7 @@ from meshq.gossip import wire
 from meshq.gossip.beliefs import Beliefs
 from meshq.gossip.connectivity import Connections, Connectivity
 from meshq.gossip.detector import Detector
-from meshq.gossip.effects import Answer, Effect, MemberChanged, NoteHeard, Send, Stream, Sync
+from meshq.gossip.effects import Answer, Effect, MemberChanged, NoteHeard, Send, Stream, Sync, TransportChanged
 from meshq.gossip.member import Address, Liveness, Member
 from meshq.gossip.packer import Origin, Packer
 from meshq.gossip.profile import PROFILES, SwimConfig
@@ -120,9 +120,10 @@ class Swim:
     def handle_stream_packet(self, now: float, peer: PeerId, data: bytes) -> list[Effect]:
         """A packet of `peer` that came in a request over TCP; `Answer`s go back in its answer. PeerError: state unchanged."""
         packet = self._streamed(peer, data)
-        if isinstance(packet.message, GossipOnly):
-            self._connections.streamed(peer)
-        return self._handle(now, packet, Origin(peer, None, awaited=True))
+        effects: list[Effect] = []
+        if isinstance(packet.message, GossipOnly) and self._roster.get(peer) is not None and self._connections.streamed(peer):
+            effects.append(TransportChanged(peer, False))
+        return effects + self._handle(now, packet, Origin(peer, None, awaited=True))
 
     def handle_stream_answer(self, now: float, peer: PeerId, data: bytes) -> list[Effect]:
         """A packet in the answer to a `Stream`. PeerError: state unchanged."""

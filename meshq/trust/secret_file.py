@@ -65,7 +65,7 @@ def _check_private(status: os.stat_result, path: Path, what: str) -> None:
     if status.st_mode & 0o077:
         raise UsageError(
             f"the {what} {path} can be read or changed by others (mode {stat.S_IMODE(status.st_mode):04o})",
-            f"chmod 600 {path}   # and if others may have read it, start a new mesh with a new key",
+            f"chmod 600 {path}   # and if others may have read it, change the key: meshq key install",
         )
 
 

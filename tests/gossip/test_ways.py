@@ -100,7 +100,9 @@ def test_who_is_behind_a_wall_itself_does_not_wait_until_it_has_probed_everybody
 
 def test_a_peer_that_serves_me_by_tcp_is_served_so_too_unless_udp_is_known_to_work(swim: Build) -> None:
     core = swim("a", member("b"), member("c"))
-    core.handle_stream_packet(0, peer("b"), packet("b"))
+    assert core.handle_stream_packet(0, peer("b"), packet("b")) == [TransportChanged(peer("b"), False)]
+    assert core.handle_stream_packet(0, peer("b"), packet("b")) == []
+    core.handle_stream_packet(0, peer("x"), packet("x"))
     assert streamed(core.publish(1, b"record")) == [(peer("b"), GossipOnly())]
     now, ping = first_ping(core)
     while ping.address != address("c"):

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from meshq.trust import keys
+from meshq.trust.certificates import Credentials
+from meshq.trust.identity import Identity
 from meshq.trust.seal import Sealer
 from tests.processes.mesh import Agent, Mesh, alive_at, wait_for
 
@@ -122,6 +125,14 @@ def assert_out(agent: Agent, old_key: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.sendto(packet, (agent.address, agent.port))
     wait_for(lambda: counted(agent, "packets: unknown_key") > before, 10.0, "the packet was counted")
+
+    stranger = Identity(Ed25519PrivateKey.generate())
+    context = Credentials(keys.parse(old_key), stranger, [keys.parse(key_of(agent))]).seed_context()  # it knows all but the key
+    with socket.create_connection((agent.address, agent.port), timeout=10) as connection, pytest.raises(OSError):
+        with context.wrap_socket(connection, server_hostname="seed") as tls:
+            tls.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            if not tls.recv(100):
+                raise ConnectionError("the agent closed")
 
 
 def test_using_a_key_is_refused_while_a_machine_does_not_answer(mesh: Mesh) -> None:

@@ -8,6 +8,7 @@ import http.client
 import os
 import resource
 import socket
+from asyncio import sslproto
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
@@ -127,6 +128,17 @@ async def test_three_hundred_hostile_connections_keep_nobody_else_out() -> None:
             for connection in hostile:
                 connection.close()
         await until(lambda: server.gate.connections == 0)
+
+
+@in_loop
+async def test_the_buffer_of_each_tls_connection_is_as_large_as_it_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent makes it smaller, by an attribute that Python does not document."""
+    monkeypatch.setattr(sslproto.SSLProtocol, "max_size", 16 * 1024)
+    async with served() as server:
+        _, writer = await server.connect()
+        protocol: Any = writer.transport
+        assert len(protocol._ssl_protocol._ssl_buffer) == 16 * 1024
+        writer.transport.abort()
 
 
 @in_loop
