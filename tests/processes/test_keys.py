@@ -128,11 +128,14 @@ def assert_out(agent: Agent, old_key: str) -> None:
 
     stranger = Identity(Ed25519PrivateKey.generate())
     context = Credentials(keys.parse(old_key), stranger, [keys.parse(key_of(agent))]).seed_context()  # it knows all but the key
-    with socket.create_connection((agent.address, agent.port), timeout=10) as connection, pytest.raises(OSError):
-        with context.wrap_socket(connection, server_hostname="seed") as tls:
-            tls.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            if not tls.recv(100):
-                raise ConnectionError("the agent closed")
+    with (
+        socket.create_connection((agent.address, agent.port), timeout=10) as connection,
+        pytest.raises(OSError),
+        context.wrap_socket(connection, server_hostname="seed") as tls,
+    ):
+        tls.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        if not tls.recv(100):
+            raise ConnectionError("the agent closed")
 
 
 def test_using_a_key_is_refused_while_a_machine_does_not_answer(mesh: Mesh) -> None:
