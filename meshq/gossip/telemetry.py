@@ -8,6 +8,7 @@ older. That second digest lists only what the first side has newer, so it is ans
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
 from meshq.gossip.wire import COUNT_MAX, DigestEntry, Record, short_id
@@ -90,17 +91,18 @@ class RecordTable:
         """
         newer: list[tuple[float, PeerId, Held]] = []
         older: list[DigestEntry] = []
-        for entry in digest:
-            peer = resolve(entry.short)
+        for short, epoch, version in digest:
+            peer = resolve(short)
             if peer is None:
                 continue
             held = self._held.get(peer)
-            mine, theirs = (held.stamp if held is not None else (0, 0)), (entry.epoch, entry.version)
+            mine, theirs = (held.stamp if held is not None else (0, 0)), (epoch, version)
             if held is not None and mine > theirs:
                 newer.append((-held.published_at, peer, held))
             elif mine < theirs:
                 older.append(self._entry(peer))
-        return [self._record(now, peer, held) for _, peer, held in sorted(newer, key=lambda item: item[:2])], older
+        newer.sort(key=itemgetter(0, 1))
+        return [self._record(now, peer, held) for _, peer, held in newer], older
 
     def records(self, now: float, peers: Iterable[PeerId]) -> list[Record]:
         """Those of `peers` that there are."""

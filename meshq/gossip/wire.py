@@ -15,7 +15,7 @@ import ipaddress
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, TypeAlias, TypeVar
+from typing import ClassVar, Final, NamedTuple, TypeAlias, TypeVar
 
 from meshq import codec
 from meshq.config import (
@@ -119,8 +119,7 @@ class Record:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class DigestEntry:
+class DigestEntry(NamedTuple):
     """`short` (see `short_id`) has a record of this epoch and version here; 0, 0 for none."""
 
     short: bytes
@@ -189,11 +188,11 @@ def short_id(peer: PeerId) -> bytes:
 
 def pack_digest(entries: Iterable[DigestEntry]) -> bytes:
     """13 bytes an entry."""
-    return b"".join(_DIGEST_ENTRY.pack(entry.short, entry.epoch, entry.version) for entry in entries)
+    return b"".join([_DIGEST_ENTRY.pack(*entry) for entry in entries])
 
 
 def unpack_digest(digest: bytes) -> list[DigestEntry]:
-    return [DigestEntry(*fields) for fields in _DIGEST_ENTRY.iter_unpack(digest)]
+    return list(map(DigestEntry._make, _DIGEST_ENTRY.iter_unpack(digest)))
 
 
 def coded(item: Item) -> Coded[Item]:

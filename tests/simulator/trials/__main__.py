@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", type=Path, help="write all samples there")
     add("--verbose", action="store_true", help="print the hash of each history")
     add("--table", action="store_true", help="measure the table of docs/benchmarks.md; takes an hour on two cores")
-    add("--only", default="", metavar="WORD", help="with --table: only rows that have this word in them")
+    add("--only", default="", metavar="WORDS", help="with --table: only cells with a row in which this stands")
     return parser
 
 

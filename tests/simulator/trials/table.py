@@ -50,15 +50,14 @@ class Cell:
 
 
 def print_table(only: str, jobs: int | None) -> list[Result]:
-    """Measure and print each row as soon as it is there. `only`: a word of the rows that are wanted."""
+    """Measure and print each row as soon as it is there. `only`: words of a row whose cell is wanted."""
     everything: list[Result] = []
     print(HEADER, flush=True)
     for cell in cells():
-        rows = [row for row in cell.rows if only in f"{row.what}, {cell.setup.peers} peers"]
-        if not rows:
+        if not any(only in f"{row.what}, {cell.setup.peers} peers" for row in cell.rows):
             continue
         results = run_all([replace(cell.setup, seed=seed) for seed in range(cell.seeds)], jobs)
-        for row in rows:
+        for row in cell.rows:
             print(line(cell, row, results), flush=True)
         seconds = sum(each.real_seconds for each in results)
         print(f"{cell.setup.scenario} with {cell.setup.peers} peers: {seconds:.0f} s of computing", file=sys.stderr, flush=True)
