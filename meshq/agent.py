@@ -358,7 +358,11 @@ class Agent:
         self.exec.reported(fence)
         self.changes.notify(THE_MESH)
         for opened in await asyncio.to_thread(cookie.mend_modes, self.home, self._group):
-            log.warning("after attempt %s %s: others could have read it; if they may not, change the key (`meshq key install`)", fence, opened)
+            log.warning(
+                "after attempt %s %s: others could have read it; if they may not, change the key (`meshq key install`)",
+                fence,
+                opened,
+            )
             self._counters_own["home opened to others"] += 1
         others = self.peers.others_alive() if outcome.started_at is not None else []
         if others and await self.transfers.offer_copy(fence, claimants(TaskId(fence), 1, others)) is None:

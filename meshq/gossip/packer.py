@@ -7,6 +7,7 @@ use for that receiver (`connectivity`). What answers a packet goes back the way 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from meshq.gossip import wire
 from meshq.gossip.beliefs import Beliefs
@@ -15,8 +16,10 @@ from meshq.gossip.effects import Answer, Effect, Send, Stream
 from meshq.gossip.member import Address
 from meshq.gossip.rumors import retransmit_limit
 from meshq.gossip.throttle import Throttle
-from meshq.gossip.wire import Coded, DigestEntry, GossipOnly, Message, Packet, Record, Rumor, coded
+from meshq.gossip.wire import Coded, GossipOnly, Message, Packet, Record, Rumor, coded
 from meshq.ids import PeerId
+
+PACKET_RECORDS_MAX: Final = 24  # more don't fit one packet: the smallest takes some 70 bytes, and none is as small
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,7 @@ class Packer:
         self._counters = counters
 
     def answer(
-        self, now: float, origin: Origin, message: Message, *, urgent: Sequence[Rumor] = (), digest: Sequence[DigestEntry] = ()
+        self, now: float, origin: Origin, message: Message, *, urgent: Sequence[Rumor] = (), digest: Sequence[bytes] = ()
     ) -> list[Effect]:
         """To whom a packet came from, by the way that it came."""
         return self._back(now, origin, self._pack(message, urgent=urgent, digest=digest).data, vital=_is_vital(message))
@@ -54,21 +57,21 @@ class Packer:
     def answer_records(self, now: float, origin: Origin, records: Sequence[Record], packets_max: int) -> list[Effect]:
         """The first of `records`, in at most so many packets."""
         effects: list[Effect] = []
-        waiting = list(records)
+        waiting = [coded(record) for record in records[: packets_max * PACKET_RECORDS_MAX]]
         for _ in range(packets_max):
             if not waiting:
                 break
             filled = self._pack(GossipOnly(), lead=waiting[0], records=waiting[1:])
             carried = {record.peer for record in filled.records}
-            waiting = [record for record in waiting if record.peer not in carried]
+            waiting = [each for each in waiting if each[0].peer not in carried]
             effects += self._back(now, origin, filled.data, vital=False)
         return effects
 
     def send(
         self, now: float, peer: PeerId, message: Message, *,
-        urgent: Sequence[Rumor] = (), digest: Sequence[DigestEntry] = (), lead: Record | None = None,
+        urgent: Sequence[Rumor] = (), digest: Sequence[bytes] = (),
     ) -> list[Effect]:  # fmt: skip
-        packet = self._pack(message, urgent=urgent, digest=digest, lead=lead).data
+        packet = self._pack(message, urgent=urgent, digest=digest).data
         return self._send_all(now, (peer,), [packet], vital=_is_vital(message))
 
     def send_both_ways(self, now: float, peer: PeerId, message: Message, *, urgent: Sequence[Rumor] = ()) -> list[Effect]:
@@ -82,7 +85,7 @@ class Packer:
 
     def spread_record(self, now: float, peers: Iterable[PeerId], record: Record) -> list[Effect]:
         """One packet with this record to all of them."""
-        return self._send_all(now, peers, [self._pack(GossipOnly(), lead=record).data], vital=False)
+        return self._send_all(now, peers, [self._pack(GossipOnly(), lead=coded(record)).data], vital=False)
 
     def spread(self, now: float, peers: Iterable[PeerId], rumors: Sequence[Rumor]) -> list[Effect]:
         """All of `rumors` to all of them, packed once, in as many packets as it takes."""
@@ -100,9 +103,9 @@ class Packer:
         message: Message,
         *,
         urgent: Sequence[Rumor] = (),
-        digest: Sequence[DigestEntry] = (),
-        records: Sequence[Record] = (),
-        lead: Record | None = None,
+        digest: Sequence[bytes] = (),
+        records: Sequence[Coded[Record]] = (),
+        lead: Coded[Record] | None = None,
     ) -> wire.Filled:
         """The message with the urgent rumors, then as many of those that wait as fit. `lead`: see `wire.fill`."""
         me, queue = self._beliefs.roster.me, self._beliefs.queue

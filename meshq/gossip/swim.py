@@ -387,7 +387,7 @@ class Swim:
     def _compare_digest(self, now: float, digest: bytes, origin: Origin) -> list[Effect]:
         if not digest:
             return []
-        records, older = self._records.compare(now, wire.unpack_digest(digest), self._roster.by_short)
+        records, older = self._records.compare(now, wire.split_digest(digest), self._roster.by_short)
         effects = self._packer.answer(now, origin, GossipOnly(), digest=older) if older else []
         return effects + self._packer.answer_records(now, origin, records, REPLY_PACKETS_MAX)
 

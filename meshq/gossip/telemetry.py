@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
-from meshq.gossip.wire import COUNT_MAX, DigestEntry, Record, short_id
+from meshq.gossip import wire
+from meshq.gossip.wire import COUNT_MAX, Record, short_id
 from meshq.ids import Epoch, PeerId
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Held:
     version: int
     published_at: float
     data: bytes
+    entry: bytes  # of a digest
 
     @property
     def stamp(self) -> tuple[int, int]:
@@ -40,6 +42,7 @@ class RecordTable:
     def __init__(self, me: PeerId) -> None:
         self._me = me
         self._held: dict[PeerId, Held] = {}
+        self._entries: set[bytes] = set()  # of all that is held: most of a digest is the same here
         self._mine = (0, 0)  # the highest stamp of mine that I know of
 
     def publish(self, now: float, epoch: Epoch, data: bytes) -> Record:
@@ -47,8 +50,7 @@ class RecordTable:
         if self._mine[0] < epoch:
             self._mine = (epoch, 0)
         self._mine = (self._mine[0], min(self._mine[1] + 1, COUNT_MAX))
-        held = Held(Epoch(self._mine[0]), self._mine[1], now, data)
-        self._held[self._me] = held
+        held = self._hold(self._me, Epoch(self._mine[0]), self._mine[1], now, data)
         return self._record(now, self._me, held)
 
     def offer(self, now: float, record: Record) -> bool:
@@ -65,41 +67,45 @@ class RecordTable:
             return False
         if held is not None and (record.epoch, record.version) <= held.stamp:
             return False
-        self._held[record.peer] = Held(record.epoch, record.version, now - record.age_ms / 1000, record.data)
+        self._hold(record.peer, record.epoch, record.version, now - record.age_ms / 1000, record.data)
         return True
 
     def get(self, peer: PeerId) -> Held | None:
         return self._held.get(peer)
 
     def forget(self, peer: PeerId) -> None:
-        self._held.pop(peer, None)
+        if (held := self._held.pop(peer, None)) is not None:
+            self._entries.discard(held.entry)
 
     def peers(self) -> tuple[PeerId, ...]:
         return tuple(self._held)
 
-    def digest(self, rng: "Random", peers: Sequence[PeerId]) -> list[DigestEntry]:
+    def digest(self, rng: "Random", peers: Sequence[PeerId]) -> list[bytes]:
         """What I have of a random slice of `peers`."""
         chosen = rng.sample(peers, min(len(peers), DIGEST_PEERS_MAX))
         return [self._entry(peer) for peer in chosen]
 
     def compare(
-        self, now: float, digest: Iterable[DigestEntry], resolve: Callable[[bytes], PeerId | None]
-    ) -> tuple[list[Record], list[DigestEntry]]:
+        self, now: float, digest: Iterable[bytes], resolve: Callable[[bytes], PeerId | None]
+    ) -> tuple[list[Record], list[bytes]]:
         """For the sender of `digest`: the records that I have newer, newest first; and what I have of those it has newer.
 
         `resolve` gives the member with a short id.
         """
         newer: list[tuple[float, PeerId, Held]] = []
-        older: list[DigestEntry] = []
-        for short, epoch, version in digest:
+        older: list[bytes] = []
+        for entry in digest:
+            if entry in self._entries:
+                continue
+            short, *theirs = wire.read_entry(entry)
             peer = resolve(short)
             if peer is None:
                 continue
             held = self._held.get(peer)
-            mine, theirs = (held.stamp if held is not None else (0, 0)), (epoch, version)
-            if held is not None and mine > theirs:
+            mine = held.stamp if held is not None else (0, 0)
+            if held is not None and mine > tuple(theirs):
                 newer.append((-held.published_at, peer, held))
-            elif mine < theirs:
+            elif mine < tuple(theirs):
                 older.append(self._entry(peer))
         newer.sort(key=itemgetter(0, 1))
         return [self._record(now, peer, held) for _, peer, held in newer], older
@@ -108,9 +114,16 @@ class RecordTable:
         """Those of `peers` that there are."""
         return [self._record(now, peer, held) for peer in peers if (held := self._held.get(peer)) is not None]
 
-    def _entry(self, peer: PeerId) -> DigestEntry:
+    def _hold(self, peer: PeerId, epoch: Epoch, version: int, published_at: float, data: bytes) -> Held:
+        self.forget(peer)
+        held = Held(epoch, version, published_at, data, wire.digest_entry(short_id(peer), epoch, version))
+        self._held[peer] = held
+        self._entries.add(held.entry)
+        return held
+
+    def _entry(self, peer: PeerId) -> bytes:
         held = self._held.get(peer)
-        return DigestEntry(short_id(peer), *(held.stamp if held is not None else (0, 0)))
+        return wire.digest_entry(short_id(peer), 0, 0) if held is None else held.entry
 
     def _record(self, now: float, peer: PeerId, held: Held) -> Record:
         age_ms = max(0, round((now - held.published_at) * 1000))

@@ -129,7 +129,7 @@ class DigestEntry(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """One datagram before it is sealed. `digest`: see `pack_digest`."""
+    """One datagram before it is sealed. `digest`: entries, one after the other (see `split_digest`)."""
 
     sender: PeerId
     epoch: Epoch
@@ -186,13 +186,18 @@ def short_id(peer: PeerId) -> bytes:
     return base64.b32decode(peer[:8].upper())
 
 
-def pack_digest(entries: Iterable[DigestEntry]) -> bytes:
-    """13 bytes an entry."""
-    return b"".join([_DIGEST_ENTRY.pack(*entry) for entry in entries])
+def digest_entry(short: bytes, epoch: int, version: int) -> bytes:
+    """13 bytes; `read_entry` is the inverse."""
+    return _DIGEST_ENTRY.pack(short, epoch, version)
 
 
-def unpack_digest(digest: bytes) -> list[DigestEntry]:
-    return list(map(DigestEntry._make, _DIGEST_ENTRY.iter_unpack(digest)))
+def read_entry(entry: bytes) -> DigestEntry:
+    return DigestEntry._make(_DIGEST_ENTRY.unpack(entry))
+
+
+def split_digest(digest: bytes) -> list[bytes]:
+    """Its entries."""
+    return [digest[at : at + _DIGEST_ENTRY.size] for at in range(0, len(digest), _DIGEST_ENTRY.size)]
 
 
 def coded(item: Item) -> Coded[Item]:
@@ -213,9 +218,9 @@ def fill(
     packet: Packet,
     *,
     rumors: Sequence[Coded[Rumor]] = (),
-    digest: Sequence[DigestEntry] = (),
-    records: Sequence[Record] = (),
-    lead: Record | None = None,
+    digest: Sequence[bytes] = (),
+    records: Sequence[Coded[Record]] = (),
+    lead: Coded[Record] | None = None,
 ) -> Filled:
     """`packet` (its message and note) with as much beside it as fits, in the order given. `lead` is what the packet is for: it
     comes before all else (a record may need more than telemetry's share)."""
@@ -223,18 +228,17 @@ def fill(
     if not (rumors or digest or records or lead):
         return Filled(codec.encode(packet))
     head = [codec.encode(packet.sender), codec.encode(packet.epoch), codec.encode(packet.message)]
-    carried = [coded(lead)] if lead is not None else []
+    carried = [lead] if lead is not None else []
     room = PACKET_PLAIN_BYTES_MAX - sum(map(len, head)) - HEADS_BYTES - _bytes(carried)
     assert room >= 0, "a record larger than RECORD_BYTES_MAX"
     note = packet.note if len(packet.note) <= room else b""  # only beside the largest records; all other packets carry it
     room -= len(note)
-    waiting = [coded(record) for record in records]
-    wanted = len(digest) * _DIGEST_ENTRY.size + _bytes(waiting)
+    wanted = len(digest) * _DIGEST_ENTRY.size + _bytes(records)
     told = _first_fitting(rumors, room - min(wanted, int(room * TELEMETRY_SHARE)))
     room -= _bytes(told)
     entries = digest[: room // _DIGEST_ENTRY.size]
-    carried += _first_fitting(waiting, room - len(entries) * _DIGEST_ENTRY.size)
-    tail = [codec.encode(pack_digest(entries)), _array(carried), codec.encode(note)]
+    carried += _first_fitting(records, room - len(entries) * _DIGEST_ENTRY.size)
+    tail = [codec.encode(b"".join(entries)), _array(carried), codec.encode(note)]
     data = b"".join([_array_head(7), *head, _array(told), *tail])
     assert len(data) <= PACKET_PLAIN_BYTES_MAX
     return Filled(data, _items(told), _items(carried))

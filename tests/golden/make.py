@@ -33,6 +33,7 @@ from meshq.gossip.wire import (
 )
 from meshq.ids import Epoch, PeerId, peer_id
 from meshq.trust.seal import Sealer
+from tests.gossip.builders import pack_digest
 
 FOLDER: Final = Path(__file__).parent / "gossip"
 GOSSIP_KEY: Final = bytes(range(32))
@@ -55,7 +56,7 @@ RUMORS: Final = (
     Rumor(member(C, Liveness.DEAD, "lab-3"), (wire.accuser(A),), 86_400),
 )
 RECORDS: Final = (Record(A, Epoch(7), 12, 3_456, b"telemetry"), Record(B, Epoch(1), 2**32 - 1, 0, b""))
-DIGEST: Final = wire.pack_digest([DigestEntry(wire.short_id(A), 7, 12), DigestEntry(wire.short_id(B), 0, 0)])
+DIGEST: Final = pack_digest([DigestEntry(wire.short_id(A), 7, 12), DigestEntry(wire.short_id(B), 0, 0)])
 MESSAGES: Final[dict[str, Message]] = {
     "ping": Ping(2**32 - 1, B), "ack": Ack(0), "ping-request": PingRequest(5, C), "nack": Nack(6), "gossip-only": GossipOnly(),
 }  # fmt: skip

@@ -180,3 +180,11 @@ def answer_all(core: Swim, until: float) -> list[Effect]:
             if isinstance(each.message, Ping):
                 effects += core.handle_packet(now, packet(name, Ack(each.message.number)), each.address)
     return effects
+
+
+def pack_digest(entries: Sequence[wire.DigestEntry]) -> bytes:
+    return b"".join(wire.digest_entry(*entry) for entry in entries)
+
+
+def unpack_digest(digest: bytes) -> list[wire.DigestEntry]:
+    return [wire.read_entry(entry) for entry in wire.split_digest(digest)]

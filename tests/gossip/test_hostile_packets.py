@@ -46,7 +46,7 @@ from meshq.gossip.wire import (
 from meshq.ids import Epoch, PeerId
 from meshq.trust.seal import MAGIC, Opener, Refusal, Sealer, key_id
 from tests.gossip import builders
-from tests.gossip.builders import DEAD, MESSAGES, RECORDS, RUMORS, SUSPECT, address, member, packet, peer
+from tests.gossip.builders import DEAD, MESSAGES, RECORDS, RUMORS, SUSPECT, address, member, pack_digest, packet, peer
 
 NAMES = "abcdef"
 ENTRIES = st.builds(
@@ -59,7 +59,7 @@ PACKETS = st.builds(
     epoch=st.integers(0, 3).map(Epoch),
     message=MESSAGES,
     rumors=st.lists(RUMORS, max_size=2).map(tuple),
-    digest=st.lists(ENTRIES, max_size=4).map(wire.pack_digest),
+    digest=st.lists(ENTRIES, max_size=4).map(pack_digest),
     records=st.lists(RECORDS, max_size=2).map(tuple),
     note=st.binary(max_size=wire.NOTE_BYTES_MAX),
 )
@@ -312,7 +312,7 @@ def test_records_of_nobody_and_digests_of_nonsense_are_answered_with_little_or_n
         digest = rng.randbytes(13 * rng.randrange(1, 80))
         sends = core.handle_packet(0.0, packet("b", digest=digest), address("b"))
         assert len(sends) <= REPLY_PACKETS_MAX + 1
-    stale = wire.pack_digest([DigestEntry(wire.short_id(peer(name)), 0, 0) for name in NAMES] * 14)
+    stale = pack_digest([DigestEntry(wire.short_id(peer(name)), 0, 0) for name in NAMES] * 14)
     assert len(core.handle_packet(0.0, packet("b", digest=stale), address("b"))) <= REPLY_PACKETS_MAX + 1
     core.check()
 

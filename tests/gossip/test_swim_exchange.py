@@ -27,6 +27,7 @@ from tests.gossip.builders import (
     first_ping,
     member,
     number_of,
+    pack_digest,
     packet,
     peer,
     readable,
@@ -34,6 +35,7 @@ from tests.gossip.builders import (
     said_of,
     sent,
     sync_request,
+    unpack_digest,
 )
 
 Build = Callable[..., Swim]
@@ -281,10 +283,10 @@ def test_a_digest_is_answered_with_what_is_newer_and_asks_for_what_is_older(swim
     for name, version in (("c", 5), ("d", 2)):
         record = Record(peer(name), Epoch(1), version, 1_000, name.encode())
         core.handle_packet(0, packet("b", records=(record,)), address("b"))
-    digest = wire.pack_digest([entry("c", 3), entry("d", 9), entry("b", 0)])
+    digest = pack_digest([entry("c", 3), entry("d", 9), entry("b", 0)])
     effects = core.handle_packet(1, packet("b", digest=digest), address("b"))
     assert readable(effects) == [
-        Sent(address("b"), GossipOnly(), digest=wire.pack_digest([entry("d", 2)])),
+        Sent(address("b"), GossipOnly(), digest=pack_digest([entry("d", 2)])),
         Sent(address("b"), GossipOnly(), records=(Record(peer("c"), Epoch(1), 5, 2_000, b"c"),)),
     ]
 
@@ -299,7 +301,7 @@ def test_large_records_are_sent_one_by_one_even_while_rumors_wait_and_at_most_th
         record = Record(peer(name), Epoch(1), 1, 0, b"r" * RECORD_BYTES_MAX)
         core.handle_packet(0, packet("b", records=(record,)), address("b"))
     core.handle_packet(0, packet("b", rumors=(Rumor(member("c", incarnation=1)),)), address("b"))
-    digest = wire.pack_digest([entry(name, 0) for name in "cdefg"])
+    digest = pack_digest([entry(name, 0) for name in "cdefg"])
     answers = sent(core.handle_packet(1, packet("b", digest=digest), address("b")))
     assert [[record.peer for record in each.records] for each in answers] == [[each] for each in sorted(map(peer, "cdefg"))[:3]]
 
@@ -307,7 +309,7 @@ def test_large_records_are_sent_one_by_one_even_while_rumors_wait_and_at_most_th
 def test_equal_digests_end_the_exchange(swim: Build) -> None:
     core = swim("a", member("b"))
     core.handle_packet(0, packet("b", records=(Record(peer("b"), Epoch(1), 5, 0, b"x"),)), address("b"))
-    assert core.handle_packet(1, packet("b", digest=wire.pack_digest([entry("b", 5)])), address("b")) == []
+    assert core.handle_packet(1, packet("b", digest=pack_digest([entry("b", 5)])), address("b")) == []
 
 
 def test_records_of_the_dead_leave_the_digests_after_a_minute(swim: Build) -> None:
@@ -316,7 +318,7 @@ def test_records_of_the_dead_leave_the_digests_after_a_minute(swim: Build) -> No
 
     def told(until: float) -> set[bytes]:
         digests = [each.digest for each in sent(answer_all(core, until)) if each.digest]
-        return {each.short for digest in digests for each in wire.unpack_digest(digest)}
+        return {each.short for digest in digests for each in unpack_digest(digest)}
 
     assert wire.short_id(peer("c")) in told(55)
     answer_all(core, 61)

@@ -14,7 +14,7 @@ from meshq.gossip.swim import Routine, Swim
 from meshq.gossip.throttle import BYTES_BURST, PACKETS_BURST, Throttle
 from meshq.gossip.wire import Ack, GossipOnly, Message, Ping, PingRequest, Record, Rumor
 from meshq.ids import Epoch, PeerId
-from tests.gossip.builders import SUSPECT, address, first_ping, member, number_of, packet, peer, run_until, sent
+from tests.gossip.builders import SUSPECT, address, first_ping, member, number_of, pack_digest, packet, peer, run_until, sent
 
 Build = Callable[..., Swim]
 
@@ -139,7 +139,7 @@ def test_a_helper_that_was_asked_over_tcp_hands_the_ack_back_over_tcp(swim: Buil
 def test_a_digest_over_tcp_is_answered_there_with_all_that_follows(swim: Build) -> None:
     core = swim("a", member("b"), member("c"))
     core.handle_packet(0, packet("c", records=(Record(peer("c"), Epoch(1), 5, 0, b"c"),)), address("c"))
-    digest = wire.pack_digest([wire.DigestEntry(wire.short_id(peer("c")), 1, 3)])
+    digest = pack_digest([wire.DigestEntry(wire.short_id(peer("c")), 1, 3)])
     effects = core.handle_stream_packet(1, peer("b"), packet("b", digest=digest))
     [answer] = [wire.read_packet(each.packet) for each in effects if isinstance(each, Answer)]
     assert [record.data for record in answer.records] == [b"c"]

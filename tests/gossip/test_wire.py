@@ -24,7 +24,7 @@ from meshq.gossip.wire import (
     SyncRequest,
 )
 from meshq.ids import Epoch, PeerId
-from tests.gossip.builders import DEAD, MESSAGES, RECORDS, RUMORS, member, peer
+from tests.gossip.builders import DEAD, MESSAGES, RECORDS, RUMORS, member, pack_digest, peer, unpack_digest
 
 ENTRIES = st.builds(
     DigestEntry, short=st.binary(min_size=5, max_size=5), epoch=st.integers(0, 2**32 - 1), version=st.integers(0, 2**32 - 1)
@@ -50,9 +50,9 @@ def largest() -> Member:
 def test_a_packet_survives_the_wire(
     message: Message, rumors: list[Rumor], records: list[Record], digest: list[DigestEntry]
 ) -> None:
-    packet = Packet(peer("a"), Epoch(7), message, tuple(rumors[:1]), wire.pack_digest(digest), ())
+    packet = Packet(peer("a"), Epoch(7), message, tuple(rumors[:1]), pack_digest(digest), ())
     assert wire.read_packet(codec.encode(packet)) == packet
-    assert wire.unpack_digest(packet.digest) == digest
+    assert unpack_digest(packet.digest) == digest
     carrying = Packet(peer("a"), Epoch(7), message, records=tuple(records))
     assert wire.read_packet(codec.encode(carrying)) == carrying
 
@@ -79,13 +79,14 @@ def test_a_packet_is_filled_in_order_and_never_too_large(
     message: Message, rumors: list[Rumor], records: list[Record], digest: list[DigestEntry], lead: Record | None
 ) -> None:
     filled = wire.fill(
-        empty(message), rumors=[wire.coded(rumor) for rumor in rumors], records=records, digest=digest, lead=lead
-    )
+        empty(message), rumors=[wire.coded(rumor) for rumor in rumors], records=[wire.coded(record) for record in records],
+        digest=[wire.digest_entry(*each) for each in digest], lead=None if lead is None else wire.coded(lead),
+    )  # fmt: skip
     assert len(filled.data) <= PACKET_PLAIN_BYTES_MAX
     packet = wire.read_packet(filled.data)
     assert packet.message == message
     assert packet.rumors == filled.rumors and packet.records == filled.records
-    assert wire.unpack_digest(packet.digest) == digest[: len(wire.unpack_digest(packet.digest))]
+    assert unpack_digest(packet.digest) == digest[: len(unpack_digest(packet.digest))]
     assert lead is None or packet.records[0] == lead
     places = iter(rumors)
     assert all(any(rumor == other for other in places) for rumor in packet.rumors), "told in another order"
@@ -93,16 +94,16 @@ def test_a_packet_is_filled_in_order_and_never_too_large(
 
 def test_the_largest_rumor_fits_beside_telemetry_and_the_largest_record_leads_a_packet() -> None:
     rumor = Rumor(largest(), tuple(wire.accuser(peer(name)) for name in "abc"), 2**32 - 1)
-    digest = [DigestEntry(b"12345", 1, 1)] * 90
+    digest = [wire.digest_entry(b"12345", 1, 1)] * 90
     filled = wire.fill(empty(Ping(2**32 - 1, peer("x"))), rumors=[wire.coded(rumor)], digest=digest)
     assert filled.rumors == (rumor,)
     record = Record(peer("a"), Epoch(2**32 - 1), 2**32 - 1, 2**40, b"r" * RECORD_BYTES_MAX)
-    assert wire.fill(empty(), rumors=[wire.coded(rumor)], lead=record).records == (record,)
+    assert wire.fill(empty(), rumors=[wire.coded(rumor)], lead=wire.coded(record)).records == (record,)
 
 
 def test_each_class_has_its_share_and_lends_what_it_does_not_use() -> None:
     rumors = [wire.coded(Rumor(member(name))) for name in "abcdefghijklmnopqrst"]
-    digest = [DigestEntry(b"12345", 1, 1)] * 90
+    digest = [wire.digest_entry(b"12345", 1, 1)] * 90
     both = wire.read_packet(wire.fill(empty(), rumors=rumors, digest=digest).data)
     membership = sum(len(codec.encode(rumor)) for rumor in both.rumors)
     room = PACKET_PLAIN_BYTES_MAX - len(codec.encode(empty()))
@@ -111,7 +112,7 @@ def test_each_class_has_its_share_and_lends_what_it_does_not_use() -> None:
     alone = wire.read_packet(wire.fill(empty(), rumors=rumors).data)
     assert sum(len(codec.encode(rumor)) for rumor in alone.rumors) > 0.85 * room
     only_digest = wire.read_packet(wire.fill(empty(), digest=digest).data)
-    assert len(wire.unpack_digest(only_digest.digest)) > 80
+    assert len(unpack_digest(only_digest.digest)) > 80
 
 
 def test_push_pull_of_a_full_mesh_with_full_records_stays_within_its_limit() -> None:
@@ -193,7 +194,9 @@ def test_a_packet_that_is_joined_from_parts_is_what_the_codec_makes_of_the_whole
     message: Message, rumors: list[Rumor], records: list[Record], note: bytes
 ) -> None:
     packet = replace(empty(message), note=note)
-    data = wire.fill(packet, rumors=[wire.coded(rumor) for rumor in rumors], records=records).data
+    data = wire.fill(
+        packet, rumors=[wire.coded(rumor) for rumor in rumors], records=[wire.coded(record) for record in records]
+    ).data
     assert data == codec.encode(wire.read_packet(data))
     assert wire.read_packet(data).note == note
 
