@@ -39,6 +39,7 @@ from meshq.ids import Epoch, PeerId
 
 REFUTATIONS_BURST: Final = 10
 REFUTATIONS_PER_SECOND: Final = 1.0
+NEWS_SECONDS: Final = 15  # an older death is of a partition that has just healed, or of the time before
 SUSPICIONS_WINDOW: Final = 60.0
 SUSPICIONS_MIN: Final = 5  # within the window, or a tenth of the members if that is more
 
@@ -82,12 +83,17 @@ class Beliefs:
         before = self.roster.get(theirs.peer)
         if before is None:
             return self._meet(now, rumor, urgent)
-        if theirs.liveness is Liveness.DEAD and before.liveness <= Liveness.SUSPECT and (synced or not self._observed(rumor)):
-            theirs = replace(theirs, liveness=Liveness.SUSPECT)
+        accusers = rumor.accusers
+        if theirs.liveness is Liveness.DEAD and before.liveness <= Liveness.SUSPECT:
+            old = synced or rumor.gone_seconds > NEWS_SECONDS
+            if old and not self._is_accused(theirs.peer):
+                accusers = ()  # what they saw then says nothing of now, until somebody sees it now, too
+            if old or not self._observed(rumor):
+                theirs = replace(theirs, liveness=Liveness.SUSPECT)
         if theirs.precedence > before.precedence:
-            return self._adopt(now, theirs, now - rumor.gone_seconds, rumor.accusers, urgent=urgent)
+            return self._adopt(now, theirs, now - rumor.gone_seconds, accusers, urgent=urgent)
         if theirs == before and theirs.liveness is Liveness.SUSPECT:
-            self._confirm(now, theirs.peer, rumor.accusers, urgent=False)
+            self._confirm(now, theirs.peer, accusers, urgent=False)
         return []
 
     def accuse(self, now: float, peer: PeerId) -> list[Effect]:
@@ -202,6 +208,10 @@ class Beliefs:
             self.flaps.refuted(now, rumor.accusers)
         self._counters["refutations"] += 1
         return [*effects, *self._speak(now, _above(me, theirs)), Refuted(theirs)]
+
+    def _is_accused(self, peer: PeerId) -> bool:
+        held = self._suspicions.get(peer)
+        return held is not None and bool(held.accusers)
 
     def _observed(self, rumor: Rumor) -> bool:
         """Do enough observers stand behind this death?"""

@@ -33,9 +33,9 @@ class SwimConfig:
     meet_interval: float = 1.0  # between syncs with senders that are not known
     reconnect_interval: float = 10.0
     reconnect_at_least: float = 30.0  # between tries, however few have failed (serf: 30 s)
+    publish_interval: float = 0.1  # in larger meshes a new record is told to everybody by and by: so often …
+    publish_batch: int = 20  # … to so many: 600 hear of it within 3 s
     digest_interval: float = 1.0
-    digest_interval_min: float = 0.25
-    digest_members: int = 150  # beyond so many digests are exchanged oftener, in proportion, so that telemetry stays as fresh
     digest_dead_after: float = 60.0  # records of the dead are left out of digests from here on
     dead_kept: float = 7 * DAY  # lab machines sleep over weekends and holidays
     left_kept: float = DAY

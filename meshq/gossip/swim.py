@@ -7,12 +7,13 @@ Invariant. What `beliefs` promises: everybody's belief about a peer grows to the
 outbid an accusation. Every packet fits one datagram. Every queue and table is bounded. Bad data changes nothing.
 
 Algorithm. Each interval one member is probed, and suspected if it does not answer in any way (`detector`). An unrefuted
-suspicion that others confirm becomes a death (`suspicion`, `beliefs`). Local health scales the interval: who misses acks that
-others get, or stalls, probes more slowly, as it is the likely cause itself. Rumors ride on all packets (`packer`), are gossiped
-while there are any, and in meshes of up to 64 each change is told to everybody at once by whoever made it. Push/pull with a
-random member, each half minute and soon after a member appeared, repairs what rumors missed (`pushpull`); with dead members, it
-heals partitions of any length. Telemetry goes straight to everybody when it is published, to a few beyond 64, and the rest is
-found by digests (`telemetry`). Who cannot be reached by UDP is served over TCP (`connectivity`).
+suspicion that others confirm becomes a death (`suspicion`, `beliefs`). Local health scales the interval: who misses acks
+that others get, or stalls, probes more slowly, as it is the likely cause itself. Rumors ride on all packets (`packer`), are
+gossiped while there are any, and in meshes of up to 64 each change is told to everybody at once by whoever made it.
+Push/pull with a random member, each half minute and soon after a member appeared, repairs what rumors missed (`pushpull`);
+with dead members, it heals partitions of any length. Telemetry goes straight to everybody when it is published, in larger
+meshes over a few seconds; what got lost is found by digests (`telemetry`). (To find most of it by digests costs as many
+bytes, and is seconds later.) Who cannot be reached by UDP is served over TCP (`connectivity`).
 
 Time. `deadline` says when `handle_timeout` wants to be called. Being called more than a second late means that this peer was
 deaf in between: it distrusts its suspicions instead of burying members whose packets wait in its socket.
@@ -57,6 +58,7 @@ __all__ = ["PROFILES", "Connectivity", "KnownPeer", "Swim", "SwimConfig"]
 NEVER: Final = math.inf
 FORGET_INTERVAL: Final = 60.0
 REPLY_PACKETS_MAX: Final = 3  # of records in answer to one digest: the next digest asks again
+SPREADING_MIN: Final = 1.0  # seconds in which a new record may still be on its way to everybody
 REJOINS_AT_ONCE: Final = 8  # remembered peers that are tried at the start; the others by and by
 SYNC_SCALES_ABOVE: Final = 32  # members; beyond, push/pull gets rarer with their logarithm (memberlist)
 
@@ -74,6 +76,7 @@ class Routine(StrEnum):
 
     PROBE = "probe"
     GOSSIP = "gossip"
+    PUBLISH = "publish"
     DIGEST = "digest"
     SYNC = "sync"
     RECONNECT = "reconnect"
@@ -98,12 +101,14 @@ class Swim:
         self._pushpull = PushPull(self._beliefs, self._records, config, self._counters)
         self._remembered = Remembered(config.dead_kept)
         self._notes: dict[PeerId, bytes] = {}
+        self._untold: list[PeerId] = []  # who is still to be told my newest record
         self._reconnected_at = now
         self._met_at = -NEVER
         self._stalled_at = -NEVER
         self._due = {
             Routine.PROBE: now + rng.uniform(0, config.probe_interval),
             Routine.GOSSIP: NEVER,
+            Routine.PUBLISH: NEVER,
             Routine.DIGEST: now + rng.uniform(0, config.digest_interval),
             Routine.SYNC: now + rng.uniform(0.5, 1.0) * config.sync_interval,
             Routine.RECONNECT: now + rng.uniform(0.5, 1.0) * config.reconnect_interval,
@@ -147,8 +152,9 @@ class Swim:
     def handle_timeout(self, now: float) -> list[Effect]:
         """All that is due by `now`, in order."""
         effects: list[Effect] = []
-        if now - self.deadline() > self._config.stall:
-            effects += self.handle_stall(now, now - self.deadline())
+        late = now - min(self._due.values())  # a suspicion that was just shortened may have been over for long
+        if late > self._config.stall:
+            effects += self.handle_stall(now, late)
         effects += self._detector.advance(now)
         effects += self._beliefs.bury(now)
         for routine in Routine:
@@ -234,7 +240,9 @@ class Swim:
         if self._beliefs.quiet or not live:
             return []
         if len(live) > self._config.direct_members_max:
-            live = tuple(self._rng.sample(live, self._config.gossip_fanout))
+            self._untold = self._rng.sample(live, len(live))
+            self._due[Routine.PUBLISH] = now
+            return []
         return self._settle(now, self._packer.spread_record(now, live, mine))
 
     def _introduce(self, now: float, name: str, addresses: tuple[Address, ...], liveness: Liveness) -> list[Effect]:
@@ -387,7 +395,9 @@ class Swim:
     def _compare_digest(self, now: float, digest: bytes, origin: Origin) -> list[Effect]:
         if not digest:
             return []
-        records, older = self._records.compare(now, wire.split_digest(digest), self._roster.by_short)
+        told_a_second = self._config.publish_batch / self._config.publish_interval
+        spreading = SPREADING_MIN + self._beliefs.size / told_a_second
+        records, older = self._records.compare(now, wire.split_digest(digest), self._roster.by_short, spreading)
         effects = self._packer.answer(now, origin, GossipOnly(), digest=older) if older else []
         return effects + self._packer.answer_records(now, origin, records, REPLY_PACKETS_MAX)
 
@@ -400,6 +410,8 @@ class Swim:
                 return [] if self._beliefs.quiet else self._detector.start(now)
             case Routine.GOSSIP:
                 return self._gossip(now)
+            case Routine.PUBLISH:
+                return self._publish_on(now)
             case Routine.DIGEST:
                 return self._exchange_digest(now)
             case Routine.SYNC:
@@ -423,10 +435,16 @@ class Swim:
                 effects += self._packer.send(now, peer, GossipOnly())
         return effects
 
+    def _publish_on(self, now: float) -> list[Effect]:
+        """The next few hear of my newest record."""
+        batch = [peer for peer in self._untold[: self._config.publish_batch] if self._roster.get(peer) is not None]
+        del self._untold[: self._config.publish_batch]
+        self._due[Routine.PUBLISH] = now + self._config.publish_interval if self._untold else NEVER
+        mine = self._records.records(now, (self._roster.me.peer,))
+        return [] if self._beliefs.quiet or not mine else self._packer.spread_record(now, batch, mine[0])
+
     def _exchange_digest(self, now: float) -> list[Effect]:
-        oftener = self._config.digest_members / self._beliefs.size
-        interval = self._config.digest_interval * min(1.0, oftener)
-        self._due[Routine.DIGEST] = now + max(self._config.digest_interval_min, interval) * self._rng.uniform(0.9, 1.1)
+        self._due[Routine.DIGEST] = now + self._config.digest_interval * self._rng.uniform(0.9, 1.1)
         live = self._roster.live()
         if self._beliefs.quiet or not live:
             return []

@@ -86,13 +86,15 @@ class RecordTable:
         return [self._entry(peer) for peer in chosen]
 
     def compare(
-        self, now: float, digest: Iterable[bytes], resolve: Callable[[bytes], PeerId | None]
+        self, now: float, digest: Iterable[bytes], resolve: Callable[[bytes], PeerId | None], spreading: float = 0.0
     ) -> tuple[list[Record], list[bytes]]:
-        """For the sender of `digest`: the records that I have newer, newest first; and what I have of those it has newer.
+        """For the sender of `digest`: the records that I have newer; and what I have of those it has newer.
 
-        `resolve` gives the member with a short id.
+        First come those of which the sender has missed most versions, then the newest: not all may find room, and
+        newest first alone would leave the same ones out again and again. `resolve` gives the member with a short id.
+        For so many seconds (`spreading`) a record's owner is still telling everybody, who need not hear it twice.
         """
-        newer: list[tuple[float, PeerId, Held]] = []
+        newer: list[tuple[int, float, PeerId, Held]] = []
         older: list[bytes] = []
         for entry in digest:
             if entry in self._entries:
@@ -104,11 +106,14 @@ class RecordTable:
             held = self._held.get(peer)
             mine = held.stamp if held is not None else (0, 0)
             if held is not None and mine > tuple(theirs):
-                newer.append((-held.published_at, peer, held))
+                if now - held.published_at < spreading and theirs != [0, 0]:
+                    continue
+                missed = held.version - theirs[1] if held.epoch == theirs[0] else COUNT_MAX
+                newer.append((-missed, -held.published_at, peer, held))
             elif mine < tuple(theirs):
                 older.append(self._entry(peer))
-        newer.sort(key=itemgetter(0, 1))
-        return [self._record(now, peer, held) for _, peer, held in newer], older
+        newer.sort(key=itemgetter(0, 1, 2))
+        return [self._record(now, peer, held) for _, _, peer, held in newer], older
 
     def records(self, now: float, peers: Iterable[PeerId]) -> list[Record]:
         """Those of `peers` that there are."""

@@ -14,7 +14,7 @@ import functools
 import ipaddress
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final, NamedTuple, TypeAlias, TypeVar
 
 from meshq import codec
@@ -110,7 +110,11 @@ class Rumor:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Telemetry of one peer. `age_ms` since the owner published it, as far as its carriers know."""
+    """Telemetry of one peer. `age_ms` since the owner published it, as far as its carriers know.
+
+    On the wire an empty `peer` stands for the packet's sender: most records come from their owner, and its id is an eighth of
+    the packet.
+    """
 
     peer: PeerId
     epoch: Epoch
@@ -228,7 +232,7 @@ def fill(
     if not (rumors or digest or records or lead):
         return Filled(codec.encode(packet))
     head = [codec.encode(packet.sender), codec.encode(packet.epoch), codec.encode(packet.message)]
-    carried = [lead] if lead is not None else []
+    carried = [_shortened(lead, packet.sender)] if lead is not None else []
     room = PACKET_PLAIN_BYTES_MAX - sum(map(len, head)) - HEADS_BYTES - _bytes(carried)
     assert room >= 0, "a record larger than RECORD_BYTES_MAX"
     note = packet.note if len(packet.note) <= room else b""  # only beside the largest records; all other packets carry it
@@ -242,6 +246,13 @@ def fill(
     data = b"".join([_array_head(7), *head, _array(told), *tail])
     assert len(data) <= PACKET_PLAIN_BYTES_MAX
     return Filled(data, _items(told), _items(carried))
+
+
+def _shortened(record: Coded[Record], sender: PeerId) -> Coded[Record]:
+    """The encoding that leaves out who the packet names already."""
+    if record[0].peer != sender:
+        return record
+    return record[0], codec.encode(replace(record[0], peer=PeerId("")))
 
 
 def fill_sync(
@@ -298,6 +309,9 @@ def read_packet(data: bytes) -> Packet:
     """MalformedData for anything that is no packet as this module makes them."""
     packet = codec.decode(Packet, data, bytes_max=PACKET_BYTES_MAX, items_max=PACKET_ITEMS_MAX)
     _require(is_peer_id(packet.sender) and 0 <= packet.epoch <= COUNT_MAX, "sender")
+    if any(not record.peer for record in packet.records):
+        named = (record if record.peer else replace(record, peer=packet.sender) for record in packet.records)
+        packet = replace(packet, records=tuple(named))
     message = packet.message
     if isinstance(message, Ping | PingRequest):
         _require(is_peer_id(message.target), "target")

@@ -232,6 +232,30 @@ def test_a_death_is_believed_if_two_observers_stand_behind_it_and_else_is_a_susp
         assert core.member(peer("e")) == member("e", liveness), told
 
 
+def test_an_old_death_is_a_suspicion_first_whose_observers_no_longer_count(swim: Build) -> None:
+    core = swim("a", *map(member, "bcde"))
+    old = Rumor(member("e", DEAD), accusers("bc"), 16)
+    core.handle_packet(0, packet("b", rumors=(old,)), address("b"))
+    core.handle_packet(0, packet("c", rumors=(old,)), address("c"))
+    answer_all(core, 60)
+    assert core.member(peer("e")) == member("e", SUSPECT)
+    core.handle_packet(60, packet("d", rumors=(Rumor(member("e", SUSPECT), accusers("d")),)), address("d"))
+    core.handle_packet(60, packet("b", rumors=(old,)), address("b"))
+    answer_all(core, 65)
+    assert core.member(peer("e")) == member("e", DEAD), "one saw it now, and others then"
+
+
+def test_a_suspicion_that_confirmations_end_at_once_is_no_stall(swim: Build) -> None:
+    core = swim("a", *map(member, "bcdef"))
+    core.handle_packet(0, packet("b", rumors=(Rumor(member("f", SUSPECT), accusers("b")),)), address("b"))
+    answer_all(core, 15)
+    for name in "cd":
+        core.handle_packet(15, packet(name, rumors=(Rumor(member("f", SUSPECT), accusers(name)),)), address(name))
+    assert core.deadline() < 15 - 1
+    core.handle_timeout(15)
+    assert core.member(peer("f")) == member("f", DEAD) and core.counters["stalls"] == 0
+
+
 def test_a_death_carries_the_names_of_those_who_observed_it(swim: Build) -> None:
     core = swim("a", *map(member, "bcde"))
     for name in "bc":

@@ -373,3 +373,42 @@ def test_every_profile_gives_an_answer_time_to_arrive(profile: str) -> None:
     assert config.ack_timeout_min <= config.ack_timeout < config.probe_interval
     assert config.ack_timeout * (1 + config.relay_timeout_share) < config.probe_interval + config.ack_timeout
     assert config.suspicion_max_multiplier >= 1
+
+
+def test_in_a_large_mesh_a_new_record_is_told_to_everybody_within_seconds_and_not_at_once(swim: Build) -> None:
+    others = [member(chr(0x100 + number), addresses=(Address(f"10.1.0.{number + 1}", 1),)) for number in range(100)]
+    core = swim("a", *(replace(other, name="x") for other in others))
+    assert core.publish(1.0, b"old") == []
+    told = [each for each in sent(run_until(core, 1.35)) if each.records]
+    assert len(told) == 80 and len({each.address for each in told}) == 80
+    core.publish(1.36, b"new")
+    told = [each for each in sent(run_until(core, 3.0)) if each.records]
+    assert {each.address for each in told} == {other.addresses[0] for other in others}
+    assert [each.records[0].data for each in told] == [b"new"] * 100
+
+
+def test_a_digest_is_not_answered_with_what_its_owner_is_still_telling_everybody(swim: Build) -> None:
+    core = swim("a", member("b"), member("c"), member("d"))
+    records = tuple(Record(peer(name), Epoch(1), 5, 0, b"new") for name in "cd")
+    core.handle_packet(10, packet("b", records=records), address("b"))
+    digest = pack_digest([entry("c", 4), entry("d", 0)])
+    [answer] = sent(core.handle_packet(10.5, packet("b", digest=digest), address("b")))
+    assert [record.peer for record in answer.records] == [peer("d")], "who has nothing at all is told at once"
+    [answer] = sent(core.handle_packet(11.5, packet("b", digest=digest), address("b")))
+    assert sorted(record.peer for record in answer.records) == sorted([peer("c"), peer("d")])
+
+
+def test_of_what_does_not_fit_those_come_first_of_which_most_was_missed(swim: Build) -> None:
+    core = swim("a", *map(member, "bcdefg"))
+    for age, name in enumerate("cdefg"):
+        core.handle_packet(0, packet("b", records=(Record(peer(name), Epoch(1), 9, 1000 * age, bytes(900)),)), address("b"))
+    digest = pack_digest([entry("c", 8), entry("d", 8), entry("e", 8), entry("f", 2), entry("g", 0)])
+    answers = sent(core.handle_packet(9, packet("b", digest=digest), address("b")))
+    assert [record.peer for each in answers for record in each.records] == [peer("g"), peer("f"), peer("c")]
+
+
+def test_my_own_record_travels_without_my_name_and_arrives_with_it(swim: Build) -> None:
+    core, other = swim("a", member("b")), swim("b", member("a"))
+    [send] = core.publish(1, b"record")
+    assert isinstance(send, Send) and send.packet.count(peer("a").encode()) == 1
+    assert other.handle_packet(1, send.packet, address("a")) == [RecordChanged(peer("a"), b"record")]

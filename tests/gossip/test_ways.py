@@ -140,10 +140,10 @@ def test_a_digest_over_tcp_is_answered_there_with_all_that_follows(swim: Build) 
     core = swim("a", member("b"), member("c"))
     core.handle_packet(0, packet("c", records=(Record(peer("c"), Epoch(1), 5, 0, b"c"),)), address("c"))
     digest = pack_digest([wire.DigestEntry(wire.short_id(peer("c")), 1, 3)])
-    effects = core.handle_stream_packet(1, peer("b"), packet("b", digest=digest))
+    effects = core.handle_stream_packet(5, peer("b"), packet("b", digest=digest))
     [answer] = [wire.read_packet(each.packet) for each in effects if isinstance(each, Answer)]
     assert [record.data for record in answer.records] == [b"c"]
-    asked = core.handle_stream_answer(1, peer("b"), packet("b", digest=digest))
+    asked = core.handle_stream_answer(5, peer("b"), packet("b", digest=digest))
     assert streamed(asked) == [(peer("b"), GossipOnly())]
 
 

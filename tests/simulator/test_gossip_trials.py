@@ -214,6 +214,13 @@ def test_a_row_of_the_table_says_whether_its_goal_was_missed() -> None:
     assert "**2.50 s**" in table.line(cell, cell.rows[0], [late]) and "**missed**" in table.line(cell, cell.rows[0], [late])
 
 
+def test_a_row_of_changes_says_how_many_were_known_in_time() -> None:
+    cell = next(each for each in table.cells() if each.setup.scenario is Scenario.CHANGE)
+    result = replace(trial(Scenario.CHANGE), figures={scenarios.LEAVE: (0.1, 0.2, 0.3, 9.0)})
+    shown = table.line(cell, cell.rows[0], [result])
+    assert "**0.20 s** (p99 9.00, max 9.00; n=4; 75.0% within 0.6 s)" in shown and "missed" not in shown
+
+
 def test_the_table_has_every_cell_and_enough_seeds() -> None:
     cells = table.cells()
     assert {each.setup.scenario for each in cells} == set(Scenario) - {Scenario.COLD}
