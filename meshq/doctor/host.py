@@ -139,7 +139,11 @@ def claims(facts: Facts) -> Check:
     if not facts.sampled:
         return fine("claims", "this machine is not measured yet")
     if told.problem:
-        return wrong("claims", f"this peer claims nothing: {told.problem}", "mend that; it claims again by itself")
+        return wrong(
+            "claims",
+            f"this peer claims nothing: {told.problem}",
+            "mend that (a silent copy must be started again); it claims again by itself",
+        )
     if told.draining:
         return fine("claims", "this peer is draining: it finishes what runs and claims nothing")
     return fine("claims", f"serves {', '.join(told.queues) or 'no queue'}")

@@ -53,7 +53,8 @@ def identity(facts: Facts) -> Check:
         return fine("identity", f"{facts.me.peer[:8]}, and nobody else has it")
     where = f"{other.name} at {other.addresses[0] if other.addresses else 'an unknown address'}"
     newer = "this agent is the newer, so it is silent and" if facts.silent else "that one is the newer, so it"
-    fix = f"if a home was copied, stop the agent of the copy, remove {Home(facts.home).identity} there, and join again"
+    place = str(Home(facts.home).identity) if facts.silent else "trust/identity.key in the copy's home"
+    fix = f"if a home was copied, stop the agent of the copy, remove {place}, and join again; this clears within minutes"
     return wrong("identity", f"{where} has this very identity, too; {newer} claims nothing", fix)
 
 

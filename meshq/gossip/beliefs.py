@@ -40,6 +40,7 @@ from meshq.ids import Epoch, PeerId
 REFUTATIONS_BURST: Final = 10
 REFUTATIONS_PER_SECOND: Final = 1.0
 NEWS_SECONDS: Final = 15  # an older death is of a partition that has just healed, or of the time before
+CLONE_KNOWN: Final = 300.0
 SUSPICIONS_WINDOW: Final = 60.0
 SUSPICIONS_MIN: Final = 5  # within the window, or a tenth of the members if that is more
 
@@ -61,6 +62,7 @@ class Beliefs:
         self.clone: Member | None = None
         self.silent = False
         self._other_runs = OtherRuns()
+        self._cloned_at = now
         self._urgent: dict[PeerId, None] = {}
         self._forgotten: list[PeerId] = []
         self._refutations = Allowance(REFUTATIONS_PER_SECOND, REFUTATIONS_BURST, now)
@@ -137,6 +139,8 @@ class Beliefs:
             self._suspicions[peer] = suspicion.begin(self._config, self.size, now, ())
 
     def forget_expired(self, now: float) -> None:
+        if not self.silent and now - self._cloned_at > CLONE_KNOWN:
+            self.clone = None  # it fell silent, or somebody has mended it
         for peer in self.roster.expired(now, self._config.dead_kept, self._config.left_kept):
             self._forget(peer)
 
@@ -158,8 +162,9 @@ class Beliefs:
         said = sorted(repr(member.precedence) + member.peer for member in live if member is not None)
         return hashlib.blake2b("".join(said).encode(), digest_size=VIEW_BYTES).digest()
 
-    def meet_clone(self, other: Member) -> list[Effect]:
+    def meet_clone(self, now: float, other: Member) -> list[Effect]:
         """Another run of me is alive: the newer of us falls silent."""
+        self._cloned_at = now
         if self.clone is not None and self.clone.boot == other.boot:
             return []
         self.clone = other
@@ -199,7 +204,7 @@ class Beliefs:
             return []
         effects: list[Effect] = []
         if theirs.boot not in (0, me.boot) and self._other_runs.is_alive(theirs):
-            effects += self.meet_clone(theirs)  # what I say below may be my last word: by it the other run knows, too
+            effects += self.meet_clone(now, theirs)  # what I say below may be my last word: by it the other run knows, too
         if theirs.epoch >= COUNT_MAX or not self._refutations.take(now):
             self._counters["refutations_refused"] += 1
             return effects

@@ -130,7 +130,7 @@ class Packer:
     def _datagrams(self, now: float, peer: PeerId, packet: bytes, *, vital: bool) -> list[Effect]:
         """Wherever the peer may be."""
         effects: list[Effect] = []
-        for address in self._beliefs.roster.reach(peer):
+        for address in self._beliefs.roster.reach(peer, lost=self._connections.by_tcp(peer)):
             if self._admits(now, address, packet, vital=vital):
                 effects.append(Send(address, packet))
         return effects

@@ -61,7 +61,7 @@ class PushPull:
             raise PeerError("this peer is silent: another one runs with its identity")
         me = self._roster.me
         if request.sender.peer == me.peer:
-            return wire.encode_sync(SyncReply(me, (), (), same=True)), self._meet_myself(request.sender)
+            return wire.encode_sync(SyncReply(me, (), (), same=True)), self._meet_myself(now, request.sender)
         effects = self._take(now, request)
         if request.view and request.view == self._beliefs.view():
             return wire.encode_sync(SyncReply(me, (), (), same=True)), effects
@@ -72,7 +72,7 @@ class PushPull:
         reply = wire.read_sync_reply(data)
         _check_sender(reply.sender, peer)
         if reply.sender.peer == self._roster.me.peer:
-            return self._meet_myself(reply.sender)
+            return self._meet_myself(now, reply.sender)
         asked = reply.sender.peer in self._asked
         self._asked.pop(reply.sender.peer, None)
         effects = self._take(now, reply)
@@ -99,12 +99,12 @@ class PushPull:
             effects += self._beliefs.hear(now, rumor, synced=True)
         return effects + self.take_records(now, message.records)
 
-    def _meet_myself(self, sender: Member) -> list[Effect]:
+    def _meet_myself(self, now: float, sender: Member) -> list[Effect]:
         """By an address of mine that I did not know as mine; or this identity runs a second time, which TLS has just proved."""
         if sender.boot == self._roster.me.boot:
             self._counters["syncs_own"] += 1
             return []
-        return self._beliefs.meet_clone(sender)
+        return self._beliefs.meet_clone(now, sender)
 
     def _rumors(self, now: float) -> list[Rumor]:
         others = [member for member in self._roster.members() if member.peer != self._roster.me.peer]

@@ -86,6 +86,8 @@ class Roster:
         assert member.precedence > entry.member.precedence
         if (member.epoch, member.boot) != (entry.member.epoch, entry.member.boot):
             entry.heard = None  # a new run may be anywhere
+        if entry.heard in entry.member.addresses and entry.heard not in member.addresses:
+            entry.heard = None  # it says that it is there no more
         entry.member, entry.gone_since = member, gone
 
     def forget(self, peer: PeerId) -> None:
@@ -150,14 +152,15 @@ class Roster:
         heard = () if entry.heard is None else (entry.heard,)
         return tuple(dict.fromkeys((*heard, *entry.member.addresses)))
 
-    def reach(self, peer: PeerId) -> Sequence[Address]:
-        """Where to send a packet: where the peer is heard from if it is well, else everywhere it may be.
+    def reach(self, peer: PeerId, *, lost: bool = False) -> Sequence[Address]:
+        """Where to send a packet: where the peer is heard from if it is well, else everywhere it may be. `lost`: what was sent
+        there lately did not get there.
 
         The first address that a machine lists is often wrong (a docker bridge, a VPN, dead IPv6), so who was not heard yet
         is tried at all of them, and its answer settles it.
         """
         entry = self._entries[peer]
-        if entry.heard is not None and entry.member.liveness is Liveness.ALIVE:
+        if entry.heard is not None and entry.member.liveness is Liveness.ALIVE and not lost:
             return (entry.heard,)
         return self.addresses(peer)
 

@@ -178,9 +178,11 @@ class Swim:
             self._connections.talked(peer)
         return self._settle(now, effects)
 
-    def handle_sync_failed(self, now: float, address: Address) -> list[Effect]:
-        """A `Sync` got no answer. The next try takes the next address; a refused connection is no proof of death."""
+    def handle_sync_failed(self, now: float, peer: PeerId | None) -> list[Effect]:
+        """A `Sync` with this peer (None: a seed) got no answer: no proof of death. The next try takes the next address."""
         self._counters["syncs_failed"] += 1
+        if peer is not None and self._roster.get(peer) is not None:
+            self._connections.failed_by_tcp(peer)
         return []
 
     def handle_stall(self, now: float, seconds: float) -> list[Effect]:
@@ -203,6 +205,8 @@ class Swim:
 
     def join(self, now: float, seeds: Sequence[Address]) -> list[Effect]:
         """Push/pull with whoever answers there."""
+        if self._beliefs.silent:
+            return []  # it would make the older of the two clones take itself for the newer after its next start
         request = self._pushpull.everything(now)
         return [Sync(None, seed, request) for seed in dict.fromkeys(seeds) if seed not in self._roster.me.addresses]
 
@@ -261,7 +265,7 @@ class Swim:
 
     @property
     def clone(self) -> Member | None:
-        """Another run with this identity, if one was alive at the same time as this."""
+        """Another run with this identity, alive at the same time as this. The older of the two forgets it by and by."""
         return self._beliefs.clone
 
     @property

@@ -374,7 +374,7 @@ class GossipShell:
     def _start_sync(self, sync: Sync) -> None:
         if not self._running or len(self._syncs) >= SYNCS_MAX:
             self._counters["syncs_refused"] += 1
-            self.core.handle_sync_failed(self._clock(), sync.address)
+            self.core.handle_sync_failed(self._clock(), sync.peer)
             return
         task = asyncio.get_running_loop().create_task(self._do_sync(sync), name=f"gossip sync {sync.address}")
         self._syncs.add(task)
@@ -386,9 +386,9 @@ class GossipShell:
             effects = self.core.handle_sync_reply(self._clock(), peer, reply)
         except MeshqError as error:
             log.debug("sync with %s: %s", sync.address, error)
-            effects = self.core.handle_sync_failed(self._clock(), sync.address)
+            effects = self.core.handle_sync_failed(self._clock(), sync.peer)
         except Exception:
             log.exception("bug: sync with %s", sync.address)
-            effects = self.core.handle_sync_failed(self._clock(), sync.address)
+            effects = self.core.handle_sync_failed(self._clock(), sync.peer)
         if self._running:
             self.perform(effects)

@@ -183,7 +183,7 @@ def test_remembered_peers_are_tried_at_once_and_again_until_they_show_up(swim: B
     old = KnownPeer(peer=peer("o"), name="o", addresses=(address("o"),), unseen_for=8 * 86_400)
     [sync] = core.remember(0, [old, known])
     assert isinstance(sync, Sync) and (sync.peer, sync.address) == (peer("x"), address("p"))
-    core.handle_sync_failed(1, address("p"))
+    core.handle_sync_failed(1, peer("x"))
     tried = [effect for effect in run_until(core, 35) if isinstance(effect, Sync)]
     assert [effect.address for effect in tried[:2]] == [address("q"), address("p")]
     assert core.known_peers(50) == (replace(known, unseen_for=150),), "the next snapshot keeps it"
@@ -227,6 +227,20 @@ def test_a_member_behind_an_address_translator_is_reached_where_its_ack_came_fro
     now, ping = first_ping(core)
     core.handle_packet(now + 0.1, packet("b", Ack(number_of(ping))), address("z"))
     assert core.addresses(peer("b")) == (address("z"), address("b"))
+
+
+def test_a_member_that_says_that_it_moved_is_no_longer_sent_to_where_it_was_heard(swim: Build) -> None:
+    core = swim("a", member("b"))
+    assert core.addresses(peer("b"))[0] == address("b")
+    moved = member("b", incarnation=1, addresses=(address("q"),))
+    core.handle_packet(1, packet("c", rumors=(Rumor(member("c")), Rumor(moved))), address("c"))
+    assert core.addresses(peer("b")) == (address("q"),)
+
+
+def test_a_failed_push_pull_says_that_tcp_does_not_get_there(swim: Build) -> None:
+    core = swim("a", member("b"))
+    core.handle_sync_failed(1, peer("b"))
+    assert (link := core.connectivity(1, peer("b"))) is not None and link.tcp is False
 
 
 def test_a_new_run_may_be_anywhere_and_is_looked_for_where_it_says(swim: Build) -> None:

@@ -96,6 +96,22 @@ def test_a_member_that_claims_to_be_me_is_refused_and_proves_nothing() -> None:
     assert core.clone is None
 
 
+def test_a_silent_clone_calls_nobody_so_that_the_older_may_restart() -> None:
+    silent = core_of(run_of_a(3, started_at=900))
+    silent.handle_sync_reply(1, peer("a"), wire.encode_sync(SyncReply(run_of_a(7), (), ())))
+    assert silent.join(2, [address("b")]) == []
+
+
+def test_the_older_forgets_the_clone_when_nothing_was_heard_of_it_for_minutes() -> None:
+    older = core_of(run_of_a(7))
+    older.handle_sync_reply(1, peer("a"), wire.encode_sync(SyncReply(run_of_a(3, started_at=900), (), ())))
+    assert older.clone is not None
+    older.handle_timeout(200)
+    assert older.clone is not None
+    run_until(older, 500)
+    assert older.clone is None
+
+
 def test_a_silent_clone_sends_answers_and_announces_nothing_any_more() -> None:
     silent = core_of(run_of_a(3, started_at=900))
     silent.handle_sync_reply(1, peer("a"), wire.encode_sync(SyncReply(run_of_a(7), (), ())))

@@ -246,7 +246,7 @@ class GossipPeer:
             self._sync_answered(target.id, answer[0])
 
         def failed(refused: bool) -> None:
-            self.perform(self.core.handle_sync_failed(self.mesh.world.now, sync.address))
+            self.perform(self.core.handle_sync_failed(self.mesh.world.now, sync.peer))
             if refused and sync.peer is not None:
                 self.perform(self.core.handle_refused(self.mesh.world.now, sync.peer))
 
