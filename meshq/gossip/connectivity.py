@@ -42,6 +42,7 @@ class Path:
     missed: int = 0  # probes in a row that were answered over TCP alone
     rtt: float | None = None
     heard_at: float | None = None
+    helper: PeerId | None = None  # who reached it for me last
 
 
 class Connections:
@@ -114,6 +115,10 @@ class Connections:
         """A new run of the peer may be reached in other ways; when it was heard last is still true."""
         if (path := self._paths.get(peer)) is not None:
             self._paths[peer] = Path(heard_at=path.heard_at)
+
+    def helped(self, peer: PeerId, helper: PeerId) -> None:
+        """The helper got an ack from the peer, a member."""
+        self._path(peer).helper = helper
 
     def forget(self, peer: PeerId) -> None:
         self._paths.pop(peer, None)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 NEVER: Final = math.inf
 PROBES_KEPT: Final = 4  # whose late acks still say something about the network
 HINT_PAUSES: Final = 5  # probe intervals between two hints about one peer that are followed
+HEARD_PAUSES: Final = 30  # probe intervals: who was not heard for so long is no help, if there are others
 
 
 class Detector:
@@ -148,6 +149,8 @@ class Detector:
             return []
         direct = packet.sender == sent.peer and self._roster.get(sent.peer) is not None
         effects = self._note_way(now, sent, origin) if direct else []
+        if packet.sender != sent.peer and self._roster.get(sent.peer) is not None:
+            self._connections.helped(sent.peer, packet.sender)
         if sent is self._probe:
             self._probe = None
             self._beliefs.feel(-1)
@@ -182,14 +185,28 @@ class Detector:
 
     def _ask_for_help(self, now: float, probe: Probe) -> list[Effect]:
         probe.indirect = True
-        others = [peer for peer in self._roster.live() if peer != probe.peer]
-        helpers = self._rng.sample(others, min(len(others), self._config.indirect_probes))
+        helpers = self._helpers(now, probe.peer)
         probe.asked = len(helpers)
         ping, doubts = Ping(probe.number, probe.peer), self._doubts(now, probe.peer)
         effects = self._packer.send_both_ways(now, probe.peer, ping, urgent=doubts)
         for helper in helpers:
             effects += self._packer.send(now, helper, PingRequest(probe.number, probe.peer))
         return effects
+
+    def _helpers(self, now: float, target: PeerId) -> list[PeerId]:
+        """Random ones of those that were heard lately; and whoever reached the target for me last, which between two sides
+        of a network may be the only one that can."""
+        live, wanted = self._roster.live(), self._config.indirect_probes
+        others = [peer for peer in live if peer != target]
+        since = now - HEARD_PAUSES * self._config.probe_interval
+        heard = [peer for peer in others if (at := self._connections.get(peer).heard_at) is not None and at >= since]
+        if len(heard) >= wanted:
+            others = heard
+        helpers = self._rng.sample(others, min(len(others), wanted))
+        proven = self._connections.get(target).helper
+        if proven in live and proven not in helpers and helpers:
+            helpers[-1] = proven
+        return helpers
 
     def _note_way(self, now: float, probe: Probe, origin: Origin) -> list[Effect]:
         """The probed peer itself has answered: what does that say about UDP and TCP?"""

@@ -19,8 +19,12 @@ PACKET_RUMORS_MAX: Final = 24  # more don't fit one packet: the smallest takes s
 
 
 def retransmit_limit(multiplier: int, members: int) -> int:
-    """How often each peer passes on one rumor: with 3 receivers each, all but nobody misses it. (SWIM section 4.1)"""
-    return multiplier * math.ceil(math.log10(members + 1))
+    """How often each peer passes on one rumor, so that all but nobody misses it. (SWIM section 4.1)
+
+    Told r times at random by each of N, somebody misses it with p = N e^-r: 0.003 for 9 members, 0.0001 for 999. memberlist's
+    multiplier x ceil(log10(N + 1)) is a third less just below each power of ten: p = 0.03 for 99 members, 0.16 for 9.
+    """
+    return math.ceil(multiplier * (1 + math.log10(members + 1)))
 
 
 @dataclass(slots=True)

@@ -45,7 +45,7 @@ def test_confirmations_only_ever_shorten_and_never_below_the_minimum(heard: list
     assert set(held.accusers) <= distinct and len(held.accusers) == min(3, len(distinct))
 
 
-@pytest.mark.parametrize(("members", "limit"), [(1, 4), (9, 4), (10, 8), (99, 8), (100, 12), (999, 12), (1000, 16)])
+@pytest.mark.parametrize(("members", "limit"), [(1, 6), (9, 8), (10, 9), (99, 12), (100, 13), (999, 16), (1000, 17)])
 def test_the_number_of_retransmissions_grows_with_the_logarithm(members: int, limit: int) -> None:
     assert retransmit_limit(4, members) == limit
 

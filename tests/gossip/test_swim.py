@@ -10,6 +10,7 @@ from meshq.config import MEMBERS_MAX
 from meshq.gossip import wire
 from meshq.gossip.effects import MemberChanged, ProbeFailed, Refuted, Send
 from meshq.gossip.member import Address, Member
+from meshq.gossip.probing import Probe
 from meshq.gossip.roster import KnownPeer
 from meshq.gossip.swim import PROFILES, Swim
 from meshq.gossip.wire import Ack, GossipOnly, Nack, Ping, PingRequest, Record, Rumor
@@ -130,6 +131,22 @@ def test_an_ack_that_comes_by_a_helper_counts(swim: Build) -> None:
     core.handle_packet(now + 0.7, packet("c" if ping.address == address("b") else "b", Ack(number_of(ping))), address("c"))
     effects = run_until(core, now + 1.0)
     assert not [effect for effect in effects if isinstance(effect, ProbeFailed)]
+
+
+def test_who_reached_a_member_for_me_last_is_asked_again_and_who_was_not_heard_lately_is_not(swim: Build) -> None:
+    core = swim("a", *map(member, "bcdefghij"))
+    asked: list[set[object]] = []
+    for now in (100.0, 120.0, 140.0, 160.0):
+        for name in "cdefg":
+            core.handle_packet(now, packet(name), address(name))
+        core.handle_packet(now, packet("h"), address("h"))
+        probe = Probe(int(now), peer("b"), now, now, now + 1)
+        core._detector._sent = {probe.number: probe}
+        requests = sent(core._detector._ask_for_help(now, probe))
+        asked.append({each.address for each in requests if isinstance(each.message, PingRequest)})
+        core.handle_packet(now, packet("g", Ack(probe.number)), address("g"))
+    assert all(address("g") in each for each in asked[1:])
+    assert not {address(name) for name in "ij"} & set().union(*asked)
 
 
 def test_an_ack_after_the_verdict_is_counted_and_changes_nothing(swim: Build) -> None:
