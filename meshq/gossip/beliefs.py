@@ -21,9 +21,11 @@ Reading: Das, Gupta, Motivala: SWIM, 2002, section 4; Dadgar et al.: Lifeguard, 
 
 import hashlib
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
+from meshq import codec
 from meshq.gossip import suspicion
 from meshq.gossip.allowance import Allowance
 from meshq.gossip.clones import OtherRuns, is_newer
@@ -109,15 +111,19 @@ class Beliefs:
             self._confirm(now, peer, mark, urgent=True)
         return []
 
-    def bury(self, now: float) -> list[Effect]:
-        """The suspects whose time is over are dead, unless somebody else who could have seen it has not."""
+    def bury(self, now: float, heard_at: Callable[[PeerId], float]) -> list[Effect]:
+        """The suspects whose time is over are dead, unless somebody else who could have seen it has not.
+
+        `heard_at`: when anything came from a peer last. Who has nobody to ask must believe its own eyes.
+        """
         effects: list[Effect] = []
         for peer in [peer for peer, held in self._suspicions.items() if held.deadline <= now]:
             member, held = self.roster.get(peer), self._suspicions[peer]
             assert member is not None
-            if len(held.accusers) < suspicion.observers_needed(self.size) and self._has_witness():
+            if len(held.accusers) < suspicion.observers_needed(self.size) and self._has_witness(held.started_at, heard_at):
                 self._counters["deaths_unconfirmed"] += 1
                 self._suspicions[peer] = replace(held, started_at=now)
+                self._tell(now, peer, urgent=True)  # with its accusers: somebody may hold another one
                 continue
             effects += self._adopt(now, replace(member, liveness=Liveness.DEAD), now, held.accusers, urgent=True)
         return effects
@@ -153,14 +159,18 @@ class Beliefs:
         gone = self.roster.gone_for(now, peer) or 0.0
         return Rumor(member, accusers[:ACCUSERS_MAX], int(gone))
 
-    def view(self) -> bytes:
+    def view(self, now: float) -> bytes:
         """A hash of all that I believe: two peers with equal hashes have nothing to tell each other.
 
-        Dead and left members are forgotten at slightly different times, so only those that take part are in it.
+        The dead and the left are forgotten at slightly different times, so those that are gone for half of it are not in it.
         """
-        live = (self.roster.get(peer) for peer in (*self.roster.live(), self.roster.me.peer))
-        said = sorted(repr(member.precedence) + member.peer for member in live if member is not None)
-        return hashlib.blake2b("".join(said).encode(), digest_size=VIEW_BYTES).digest()
+        half = {Liveness.DEAD: self._config.dead_kept / 2, Liveness.LEFT: self._config.left_kept / 2}
+        told = (
+            member
+            for member in self.roster.members()
+            if (self.roster.gone_for(now, member.peer) or 0.0) < half.get(member.liveness, float("inf"))
+        )
+        return hashlib.blake2b(b"".join(sorted(map(codec.encode, told))), digest_size=VIEW_BYTES).digest()
 
     def meet_clone(self, now: float, other: Member) -> list[Effect]:
         """Another run of me is alive: the newer of us falls silent."""
@@ -168,7 +178,7 @@ class Beliefs:
         if self.clone is not None and self.clone.boot == other.boot:
             return []
         self.clone = other
-        self.silent = is_newer(self.roster.me, other)
+        self.silent = self.silent or is_newer(self.roster.me, other)
         return [Cloned(other, self.silent)]
 
     def take_urgent(self, now: float) -> list[Rumor]:
@@ -222,9 +232,9 @@ class Beliefs:
         """Do enough observers stand behind this death?"""
         return len(set(rumor.accusers)) >= suspicion.observers_needed(self.size)
 
-    def _has_witness(self) -> bool:
-        """Is there anybody else whom I don't suspect, and who so could confirm a death? Who is cut off from all has nobody."""
-        members = (self.roster.get(peer) for peer in self.roster.live())
+    def _has_witness(self, since: float, heard_at: Callable[[PeerId], float]) -> bool:
+        """Is there anybody whom I hear and don't suspect, and who so could confirm a death? Who is cut off has nobody."""
+        members = (self.roster.get(peer) for peer in self.roster.live() if heard_at(peer) >= since)
         return any(member is not None and member.liveness is Liveness.ALIVE for member in members)
 
     def _may_suspect(self, now: float) -> bool:

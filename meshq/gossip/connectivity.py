@@ -8,6 +8,7 @@ A peer that is behind such a firewall itself cannot wait until it has probed eve
 that way, whoever they were of, it takes UDP to be blocked for all of whom it knows nothing better.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -55,6 +56,11 @@ class Connections:
     def get(self, peer: PeerId) -> Path:
         """The path to a peer; an empty one if nothing is known."""
         return self._paths.get(peer) or Path()
+
+    def heard_at(self, peer: PeerId) -> float:
+        """When anything came from the peer last; never, if nothing did."""
+        at = self.get(peer).heard_at
+        return -math.inf if at is None else at
 
     def peers(self) -> tuple[PeerId, ...]:
         return tuple(self._paths)

@@ -69,6 +69,9 @@ class Detector:
         """A member that is alive, or is so again."""
         self._order.insert(peer)
 
+    def forget(self, peer: PeerId) -> None:
+        self._order.forget(peer)
+
     def start(self, now: float) -> list[Effect]:
         """Begin with the next member, if there is one."""
         effects = self._judge_transport()
@@ -199,7 +202,7 @@ class Detector:
         live, wanted = self._roster.live(), self._config.indirect_probes
         others = [peer for peer in live if peer != target]
         since = now - HEARD_PAUSES * self._config.probe_interval
-        heard = [peer for peer in others if (at := self._connections.get(peer).heard_at) is not None and at >= since]
+        heard = [peer for peer in others if self._connections.heard_at(peer) >= since]
         if len(heard) >= wanted:
             others = heard
         helpers = self._rng.sample(others, min(len(others), wanted))
@@ -223,8 +226,9 @@ class Detector:
     def _judge_transport(self) -> list[Effect]:
         """The last probe is over: was it answered over TCP alone?"""
         last = next(reversed(self._sent.values()), None)
-        if last is None or last.acked_by_udp or not last.acked_by_tcp or self._roster.get(last.peer) is None:
+        if last is None or last.judged or last.acked_by_udp or not last.acked_by_tcp or self._roster.get(last.peer) is None:
             return []
+        last.judged = True
         return [TransportChanged(last.peer, False)] if self._connections.missed(last.peer) else []
 
     def _outdated(self, rumors: Iterable[Rumor]) -> list[PeerId]:

@@ -37,6 +37,12 @@ class ProbeOrder:
             if place < self._next:
                 self._next += 1
 
+    def forget(self, peer: PeerId) -> None:
+        if peer in self._order:
+            place = self._order.index(peer)
+            del self._order[place]
+            self._next -= place < self._next
+
     def promote(self, peer: PeerId) -> None:
         """Next, whatever the order says."""
         self._first[peer] = None
@@ -78,6 +84,7 @@ class Probe:
     acked: bool = False
     acked_by_udp: bool = False  # by the peer itself
     acked_by_tcp: bool = False
+    judged: bool = False  # what it says about UDP is noted
 
     @property
     def deadline(self) -> float:

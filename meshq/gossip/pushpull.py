@@ -37,7 +37,7 @@ class PushPull:
         """A request that tells all that I believe."""
         return wire.fill_sync(SyncRequest, self._roster.me, self._rumors(now), self._told_records(now))
 
-    def ask(self, peer: PeerId) -> list[Effect]:
+    def ask(self, now: float, peer: PeerId) -> list[Effect]:
         """Do we believe the same?"""
         address = self._roster.next_address(peer)
         if address is None:
@@ -45,7 +45,7 @@ class PushPull:
         self._asked[peer] = None
         if len(self._asked) > ASKED_MAX:
             del self._asked[next(iter(self._asked))]
-        question = wire.encode_sync(SyncRequest(self._roster.me, (), (), self._beliefs.view()))
+        question = wire.encode_sync(SyncRequest(self._roster.me, (), (), self._beliefs.view(now)))
         return [Sync(peer, address, question)]
 
     def tell(self, now: float, peer: PeerId) -> list[Effect]:
@@ -63,7 +63,8 @@ class PushPull:
         if request.sender.peer == me.peer:
             return wire.encode_sync(SyncReply(me, (), (), same=True)), self._meet_myself(now, request.sender)
         effects = self._take(now, request)
-        if request.view and request.view == self._beliefs.view():
+        me = self._roster.me  # the request may have had me refute
+        if request.view and request.view == self._beliefs.view(now):
             return wire.encode_sync(SyncReply(me, (), (), same=True)), effects
         return wire.fill_sync(SyncReply, me, self._rumors(now), self._told_records(now)), effects
 
@@ -112,7 +113,8 @@ class PushPull:
         return [self._beliefs.rumor(now, member.peer) for member in others]
 
     def _told_records(self, now: float) -> list[Record]:
-        return self._records.records(now, self._roster.publishing(now, self._config.digest_dead_after))
+        """Those of the dead, too: whoever comes next must know what a machine that is off could run."""
+        return self._records.records(now, [member.peer for member in self._roster.members()])
 
 
 def _check_sender(sender: Member, peer: PeerId) -> None:

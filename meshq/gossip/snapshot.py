@@ -8,6 +8,7 @@ put aside and not fatal: seeds and mDNS remain.
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
@@ -87,7 +88,8 @@ def load(path: Path, wall_now: float) -> list[KnownPeer]:
         return []
     except MalformedData as error:
         aside = path.with_name(path.name + ".damaged")
-        path.replace(aside)
+        with suppress(OSError):  # then it is overwritten by the next one
+            path.replace(aside)
         log.warning("the known peers in %s are damaged (%s); kept as %s, going on without them", path, error, aside)
         return []
     return [

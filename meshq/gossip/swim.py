@@ -105,6 +105,7 @@ class Swim:
         self._reconnected_at = now
         self._met_at = -NEVER
         self._stalled_at = -NEVER
+        self._stalled_for = 0.0
         self._due = {
             Routine.PROBE: now + rng.uniform(0, config.probe_interval),
             Routine.GOSSIP: NEVER,
@@ -156,7 +157,7 @@ class Swim:
         if late > self._config.stall:
             effects += self.handle_stall(now, late)
         effects += self._detector.advance(now)
-        effects += self._beliefs.bury(now)
+        effects += self._beliefs.bury(now, self._connections.heard_at)
         for routine in Routine:
             if self._due[routine] <= now:
                 effects += self._run(now, routine)
@@ -188,11 +189,12 @@ class Swim:
     def handle_stall(self, now: float, seconds: float) -> list[Effect]:
         """The event loop was held up for so long. It makes my own probes suspect, and, if long, my suspicions.
 
-        The shell's watch and a late timer may both report the same stall: it counts once.
+        The shell's watch and a late timer may both report the same stall: it counts once, as the longer of them.
         """
-        if seconds <= self._config.lag or now - self._stalled_at < self._config.lag:
+        known = self._stalled_for if now - self._stalled_at < self._config.lag else 0.0
+        if seconds <= self._config.lag or (known and not known <= self._config.stall < seconds):
             return []
-        self._stalled_at = now
+        self._stalled_at, self._stalled_for = now, seconds
         self._counters["stalls"] += 1
         self._beliefs.feel(+1)
         if seconds > self._config.stall:
@@ -460,7 +462,7 @@ class Swim:
         scale = 1 if members <= SYNC_SCALES_ABOVE else math.ceil(math.log2(members) - math.log2(SYNC_SCALES_ABOVE)) + 1
         self._due[Routine.SYNC] = now + self._config.sync_interval * scale * self._rng.uniform(0.9, 1.1)
         live = self._roster.live()
-        return [] if self._beliefs.quiet or not live else self._pushpull.ask(self._rng.choice(live))
+        return [] if self._beliefs.quiet or not live else self._pushpull.ask(now, self._rng.choice(live))
 
     def _reconnect(self, now: float) -> list[Effect]:
         """Try somebody who failed: the larger their share, the oftener, so that a healed partition is noticed soon."""
@@ -493,6 +495,7 @@ class Swim:
         for peer in self._beliefs.take_forgotten():
             self._records.forget(peer)
             self._connections.forget(peer)
+            self._detector.forget(peer)
             self._notes.pop(peer, None)
         effects += self._tell_directly(now)
         waits = len(self._beliefs.queue) and self._roster.live() and not self._beliefs.silent

@@ -33,4 +33,4 @@ class Throttle:
             bucket = self._packets[target] = Allowance(PACKETS_PER_SECOND, PACKETS_BURST, now)
             if len(self._packets) > ADDRESSES_MAX:
                 self._packets.popitem(last=False)
-        return bucket.take(now) and (vital or self._bytes.take(now, size))
+        return bucket.left(now) and (vital or self._bytes.take(now, size)) and bucket.take(now)

@@ -373,8 +373,7 @@ class GossipShell:
 
     def _start_sync(self, sync: Sync) -> None:
         if not self._running or len(self._syncs) >= SYNCS_MAX:
-            self._counters["syncs_refused"] += 1
-            self.core.handle_sync_failed(self._clock(), sync.peer)
+            self._counters["syncs_refused"] += 1  # which says nothing of the peer
             return
         task = asyncio.get_running_loop().create_task(self._do_sync(sync), name=f"gossip sync {sync.address}")
         self._syncs.add(task)

@@ -190,3 +190,16 @@ def test_the_age_of_a_record_grows_wherever_it_is_kept() -> None:
     other.offer(1_000.0, carried)
     held = other.get(peer("a"))
     assert held is not None and held.published_at == 993.5
+
+
+def test_who_is_forgotten_leaves_the_probe_order_and_the_others_keep_their_turns() -> None:
+    order = ProbeOrder(Random(0))
+    for name in "abcdef":
+        order.insert(peer(name))
+    everybody = [peer(name) for name in "abcdef"]
+    first = [order.next(everybody) for _ in range(3)]
+    assert first[0] is not None
+    order.forget(first[0])
+    rest = [order.next(everybody) for _ in range(3)]
+    assert sorted(map(str, [*first, *rest])) == sorted(everybody)
+    assert len(order._order) == 5

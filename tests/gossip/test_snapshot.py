@@ -82,3 +82,9 @@ def test_a_disk_that_refuses_leaves_the_old_snapshot(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot save the known peers"):
         snapshot.save(path, [FAILED], 0.0)
     assert snapshot.load(path, 0.0) == [ALIVE]
+
+
+def test_a_damaged_snapshot_that_cannot_even_be_put_aside_is_not_fatal(tmp_path: Path) -> None:
+    (tmp_path / "peers").write_bytes(b"rubbish")
+    (tmp_path / "peers.damaged").mkdir()
+    assert snapshot.load(tmp_path / "peers", 0.0) == []

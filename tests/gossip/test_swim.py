@@ -34,6 +34,7 @@ from tests.gossip.builders import (
     sent,
     sync_request,
 )
+from tests.gossip.builders import swim as build
 
 Build = Callable[..., Swim]
 
@@ -156,6 +157,22 @@ def test_an_ack_after_the_verdict_is_counted_and_changes_nothing(swim: Build) ->
     assert core.handle_packet(now + 1.3, packet("b", Ack(number_of(ping))), address("b")) == []
     assert core.counters["acks_late"] == 1
     assert core.member(peer("b")) == member("b", SUSPECT)
+
+
+def test_a_nack_of_another_probe_does_not_count(swim: Build) -> None:
+    core = swim("a", member("b"), member("c"), member("d"))
+    now, ping = first_ping(core)
+    run_until(core, now + 0.5)
+    core.handle_packet(now + 0.9, packet("c", Nack(number_of(ping) + 9)), address("c"))
+    run_until(core, now + 1.0)
+    assert core.health == 2
+
+
+def test_a_probe_that_fails_where_nobody_could_help_lowers_my_health(swim: Build) -> None:
+    core = swim("a", member("b"))
+    now, _ = first_ping(core)
+    run_until(core, now + 1.0)
+    assert core.counters["probes_failed"] == 1 and core.health == 1
 
 
 def test_missing_nacks_lower_my_health_and_nacks_keep_it(swim: Build) -> None:
@@ -302,6 +319,19 @@ def test_whoever_suspects_too_many_within_a_minute_takes_itself_to_be_ill(swim: 
     assert len(suspects) == 5 and core.counters["suspicions_withheld"] == 1 and core.health == 7
 
 
+def test_the_ration_of_suspicions_is_a_tenth_of_a_large_mesh_and_renewed_within_a_minute() -> None:
+    names = [chr(0x100 + number) for number in range(99)]
+    others = [replace(member(name, addresses=(Address("10.1.0.1", 1),)), name="x") for name in names]
+    core = build("a", *others)
+    for other in others:
+        core._beliefs.accuse(10.0, other.peer)
+    assert core.counters["suspicions_withheld"] == 99 - 10
+    core._beliefs.accuse(69.9, others[50].peer)
+    assert core.counters["suspicions_withheld"] == 99 - 10 + 1
+    core._beliefs.accuse(70.1, others[50].peer)
+    assert core.counters["suspicions_withheld"] == 99 - 10 + 1
+
+
 def test_two_confirmations_shorten_a_suspicion_to_its_minimum(swim: Build) -> None:
     core = swim("a", *map(member, "bcdef"))
     for accuser in "bcd":
@@ -430,6 +460,7 @@ def test_a_forgotten_member_leaves_no_trace(swim: Build) -> None:
     core.handle_packet(1, packet("b", rumors=(Rumor(member("b", LEFT, incarnation=1)),)), address("b"))
     core.handle_timeout(86_400.0 * 2)
     assert core.member(peer("b")) is None and core.record(peer("b")) is None and core.addresses(peer("b")) == ()
+    assert peer("b") not in core._detector._order._order
     core.handle_packet(86_400.0 * 2, packet("c", rumors=(Rumor(member("c")),)), address("c"))
     assert said_of(run_until(core, 86_400.0 * 2 + 5), "b") == []
 
@@ -499,6 +530,24 @@ def test_a_short_lag_costs_health_and_nothing_else_and_a_blink_costs_nothing(swi
     assert core.handle_stall(1, 0.5) == [] and core.health == 1
     run_until(core, 4.1)
     assert core.member(peer("c")) == member("c", DEAD)
+
+
+def test_a_stall_that_is_reported_too_short_first_counts_all_the_same(swim: Build) -> None:
+    core = swim("a", member("b"), member("c"))
+    core.handle_packet(0, packet("b", rumors=(Rumor(member("c", SUSPECT)),)), address("b"))
+    core.handle_stall(3.99, 0.9)
+    core.handle_stall(4.0, 1.2)
+    run_until(core, 5.0)
+    assert core.member(peer("c")) == member("c", SUSPECT)
+
+
+def test_a_stall_forgets_the_confirmations_that_were_heard(swim: Build) -> None:
+    core = swim("a", *map(member, "bcdef"))
+    for by in "bcd":
+        core.handle_packet(1, packet(by, rumors=(Rumor(member("f", SUSPECT), accusers(by)),)), address(by))
+    core.handle_stall(2, 1.5)
+    answer_all(core, 20)
+    assert core.member(peer("f")) == member("f", SUSPECT)
 
 
 def test_one_stall_that_is_reported_twice_counts_once(swim: Build) -> None:

@@ -72,6 +72,20 @@ def test_a_home_that_was_restored_outbids_its_former_run_and_sees_no_clone() -> 
     assert core.clone is None and core.me.epoch == 10
 
 
+def test_late_rumors_of_a_run_that_is_over_are_no_clone() -> None:
+    core = core_of(run_of_a(7, started_at=900))
+    for late in (replace(run_of_a(3), incarnation=3), replace(run_of_a(3), incarnation=5, liveness=SUSPECT)):
+        tell(core, late)
+    assert core.clone is None and not core.silent and core.me.incarnation == 6
+
+
+def test_who_is_silent_stays_silent_whoever_else_turns_up() -> None:
+    core = core_of(run_of_a(7, started_at=500))
+    for other in (run_of_a(3, started_at=100), run_of_a(4, started_at=900)):
+        core.handle_sync_reply(1, peer("a"), wire.encode_sync(SyncReply(other, (), ())))
+    assert core.silent
+
+
 def test_statements_of_many_invented_runs_take_no_memory_and_prove_nothing() -> None:
     core = core_of(run_of_a(7))
     for boot in range(10, 200):

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from meshq import codec
 from meshq.errors import PeerError
 from meshq.gossip import wire
 from meshq.gossip.connectivity import MISSES_MAX, Connections, Connectivity
@@ -12,9 +13,21 @@ from meshq.gossip.effects import Answer, Effect, NoteHeard, Send, Stream, Sync, 
 from meshq.gossip.member import Address
 from meshq.gossip.swim import Routine, Swim
 from meshq.gossip.throttle import BYTES_BURST, PACKETS_BURST, Throttle
-from meshq.gossip.wire import Ack, GossipOnly, Message, Ping, PingRequest, Record, Rumor
+from meshq.gossip.wire import Ack, GossipOnly, Message, Packet, Ping, PingRequest, Record, Rumor
 from meshq.ids import Epoch, PeerId
-from tests.gossip.builders import SUSPECT, address, first_ping, member, number_of, pack_digest, packet, peer, run_until, sent
+from tests.gossip.builders import (
+    LEFT,
+    SUSPECT,
+    address,
+    first_ping,
+    member,
+    number_of,
+    pack_digest,
+    packet,
+    peer,
+    run_until,
+    sent,
+)
 
 Build = Callable[..., Swim]
 
@@ -84,8 +97,39 @@ def test_a_peer_that_is_served_by_tcp_is_still_probed_by_udp(swim: Build) -> Non
     pings: list[Message] = []
     while not pings:
         effects = core.handle_timeout(core.deadline())
-        pings = [message for _, message in streamed(effects) if isinstance(message, Ping)]
-    assert [each.message for each in sent(effects)] == pings
+        pings = [each.message for each in sent(effects) if isinstance(each.message, Ping)]
+    assert [message for _, message in streamed(effects) if isinstance(message, Ping)] == pings, (
+        "both at once, from the first on"
+    )
+
+
+def test_one_probe_is_judged_once(swim: Build) -> None:
+    core = swim("a", member("b"))
+    now, ping = first_ping(core)
+    run_until(core, now + 0.5)
+    core.handle_stream_answer(now + 0.6, peer("b"), packet("b", Ack(number_of(ping))))
+    core.handle_stream_packet(now + 0.7, peer("b"), packet("b", Ack(0), rumors=(Rumor(member("b", LEFT, incarnation=1)),)))
+    assert not [each for each in run_until(core, now + 30) if isinstance(each, TransportChanged)]
+    assert not core._connections.by_tcp(peer("c"))
+
+
+def test_an_ack_that_a_helper_hands_on_says_nothing_of_my_own_udp(swim: Build) -> None:
+    core = swim("a", member("b"), member("c"))
+    core.handle_stream_packet(0, peer("b"), packet("b"))
+    now, ping = first_ping(core)
+    while ping.address != address("b"):
+        core.handle_packet(now, packet("c", Ack(number_of(ping))), address("c"))
+        now, ping = first_ping(core)
+    assert core.handle_packet(now + 0.6, packet("c", Ack(number_of(ping))), address("c")) == []
+    assert core._connections.by_tcp(peer("b"))
+
+
+def test_an_earlier_run_of_a_peer_says_nothing_of_where_it_is_or_of_its_ledger(swim: Build) -> None:
+    core = swim("a", member("b", epoch=4))
+    note = codec.encode(Packet(peer("b"), Epoch(2), GossipOnly(), note=b"old"))
+    assert not [each for each in core.handle_packet(5, note, address("b")) if isinstance(each, NoteHeard)]
+    link = core.connectivity(5, peer("b"))
+    assert link is not None and link.heard_seconds is None
 
 
 def test_who_is_behind_a_wall_itself_does_not_wait_until_it_has_probed_everybody_often() -> None:
@@ -178,6 +222,15 @@ def test_a_refused_connection_leads_to_a_probe_at_once_but_not_to_one_after_the_
     assert core.counters["hints"] == 1
 
 
+def test_a_refused_connection_leads_to_a_probe_of_that_very_peer_and_again_only_after_a_pause(swim: Build) -> None:
+    for seed in range(20):
+        core = swim("a", *map(member, "bcdefg"), seed=seed)
+        pings = [each for each in sent(core.handle_refused(0.0, peer("d"))) if isinstance(each.message, Ping)]
+        assert {each.address for each in pings} == {address("d")}
+        core.handle_packet(0.1, packet("d", Ack(number_of(pings[0]))), address("d"))
+        assert core.handle_refused(4.9, peer("d")) == []
+
+
 def test_what_the_ledger_says_is_in_every_packet_and_told_when_it_changes(swim: Build) -> None:
     core, other = swim("a", member("b")), swim("b", member("a"))
     core.note(b"hash")
@@ -196,6 +249,14 @@ def test_packets_to_one_address_are_rationed_and_others_are_not_hurt_by_it() -> 
     assert admitted == PACKETS_BURST
     assert throttle.admits(0, address("c"), 100, vital=True)
     assert throttle.admits(1, address("b"), 100, vital=True)
+
+
+def test_news_that_is_refused_does_not_use_up_what_acks_need() -> None:
+    throttle = Throttle(0)
+    for port in range(1, 2000):
+        throttle.admits(0, Address("10.1.0.1", port), 1000, vital=False)
+    assert not any(throttle.admits(0, address("b"), 1000, vital=False) for _ in range(200))
+    assert throttle.admits(0, address("b"), 100, vital=True)
 
 
 def test_bytes_are_rationed_for_all_together_but_not_for_the_failure_detector() -> None:
