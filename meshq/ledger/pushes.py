@@ -12,8 +12,8 @@ from math import inf
 from meshq.config import SYNC_BYTES_MAX, SYNC_ROWS_MAX
 from meshq.ids import PeerId
 from meshq.ledger.effects import Push, SendPush
-from meshq.ledger.replica import row_bytes
 from meshq.ledger.row import Row
+from meshq.ledger.table import row_bytes
 
 RETRY_SECONDS = (0.050, 0.150, 0.450)
 REPLY_SECONDS = 1.0  # a reply that takes longer may still come: it is then as good as an early one

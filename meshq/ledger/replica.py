@@ -22,14 +22,12 @@ not adopted. R4 to R6 (purging) are not here: nothing is purged.
 Reading order: `create` and `add`, `absorb` and `cover`, `page` and `adopt`, `take_changes`.
 """
 
-from bisect import bisect_right, insort
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from heapq import nsmallest
 from itertools import pairwise
 
-from meshq import codec
 from meshq.config import SYNC_BYTES_MAX, SYNC_ROWS_MAX, TASKS_LIVE_MAX
 from meshq.ids import (
     ACTOR_PEER_CHARS,
@@ -55,6 +53,7 @@ from meshq.ledger.row import (
     merge,
     merge_vectors,
 )
+from meshq.ledger.table import RowTable, row_bytes
 from meshq.task import TaskSpec
 
 ROWS_MAX = 2 * TASKS_LIVE_MAX  # waiting and running ones, and as many that have ended
@@ -80,23 +79,15 @@ class Replica:
     def __init__(self, me: PeerId, ledger_epoch: int, rows: Iterable[Row], vector: Vector, floors: Vector) -> None:
         self._me = me
         self._actor = actor_id(me, ledger_epoch)
-        self._rows = {row.task: row for row in rows}
+        self._table = RowTable(rows)
         self._vector = dict(vector)
         self._floors = dict(floors)
-        self._writes: dict[ActorId, list[tuple[int, TaskId]]] = {}
-        self._stale: Counter[ActorId] = Counter()
-        self._bytes: dict[TaskId, int] = {}  # of rows that were sent and have not changed since
         self._dirty_rows: dict[TaskId, None] = {}
         self._dirty_vector: dict[ActorId, None] = {}
         self._dirty_floors: dict[ActorId, None] = {}
         self._minted: int | None = None
         self.counters: Counter[str] = Counter()
-        for task, row in self._rows.items():
-            for actor, seq in row.vector.items():
-                self._writes.setdefault(actor, []).append((seq, task))
-        for writes in self._writes.values():
-            writes.sort()
-        for row in self._rows.values():
+        for row in self._table.rows():
             self._detect_lost_database(row.vector)
 
     # ---- views
@@ -116,16 +107,16 @@ class Replica:
     @property
     def room(self) -> int:
         """How many more rows there may be."""
-        return ROWS_MAX - len(self._rows)
+        return ROWS_MAX - len(self._table)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._table)
 
     def get(self, task: TaskId) -> Row | None:
-        return self._rows.get(task)
+        return self._table.get(task)
 
     def rows(self) -> Iterator[Row]:
-        return iter(self._rows.values())
+        return self._table.rows()
 
     # ---- R1: writes of this peer
 
@@ -140,15 +131,15 @@ class Replica:
             position=NumberRegister(1, birth.actor, position),
             priority=NumberRegister(1, birth.actor, spec.priority),
         )
-        self._keep(row.task, row)
+        self._keep(row)
         return birth, row
 
     def add(self, task: TaskId, fact: Fact) -> Dot:
         """Write a fact into the task's row."""
-        row = self._rows[task]
+        row = self._row(task)
         dot = self._next_dot()
         facts = tuple(sorted((*row.facts, (dot, fact)), key=lambda item: item[0]))
-        self._keep(task, replace(row, facts=facts, vector=merge_vectors(row.vector, {dot.actor: dot.seq})))
+        self._keep(replace(row, facts=facts, vector=merge_vectors(row.vector, {dot.actor: dot.seq})))
         return dot
 
     # ---- R2: rows of others
@@ -162,14 +153,14 @@ class Replica:
             self.counters[f"rows_refused_{broken}"] += 1
             return None
         task = row.task
-        mine = self._rows.get(task)
+        mine = self._table.get(task)
         if mine is not None and includes(mine.vector, row.vector):
             return task
-        if mine is None and len(self._rows) >= ROWS_MAX:
+        if mine is None and len(self._table) >= ROWS_MAX:
             self.counters["rows_refused_too_many"] += 1
             return None
         self._detect_lost_database(row.vector)
-        self._keep(task, row if mine is None else merge(mine, row))
+        self._keep(row if mine is None else merge(mine, row))
         return task
 
     def cover(self, dots: Iterable[Dot]) -> None:
@@ -183,7 +174,7 @@ class Replica:
         """Of the pushed rows those of which this peer knows more than the push, as many as one reply may hold."""
         room = SYNC_BYTES_MAX
         for row in rows:
-            mine = self._rows.get(row.task)
+            mine = self._table.get(row.task)
             if mine is not None and not includes(row.vector, mine.vector):
                 room -= row_bytes(mine)
                 if room < 0:
@@ -201,11 +192,11 @@ class Replica:
         rows: list[Row] = []
         size, last = 0, True
         for task in self._above(request.vector, request.after):
-            size += self._size_of(task)
+            size += self._table.size_of(task)
             if rows and (len(rows) == SYNC_ROWS_MAX or size > SYNC_BYTES_MAX):
                 last = False
                 break
-            rows.append(self._rows[task])
+            rows.append(self._row(task))
         return SyncPage(rows=tuple(rows), upto=upto, floors=self.floors, last=last, requested=request.vector)
 
     def adopt(self, upto: Vector, floors: Vector) -> None:
@@ -227,7 +218,7 @@ class Replica:
         if not (self._dirty_rows or self._dirty_vector or self._dirty_floors or self._minted):
             return None
         changes = Changes(
-            rows=tuple(self._rows[task] for task in self._dirty_rows),
+            rows=tuple(self._row(task) for task in self._dirty_rows),
             vector={actor: self._vector[actor] for actor in self._dirty_vector},
             floors={actor: self._floors[actor] for actor in self._dirty_floors},
             minted=self._minted,
@@ -238,9 +229,9 @@ class Replica:
     def check(self) -> None:
         """Assert that no row knows more of this peer's writes than this peer."""
         mine = self._vector.get(self._actor, 0)
-        for task, row in self._rows.items():
-            assert row.vector.get(self._actor, 0) <= mine, f"{task} has writes of the future"
-            assert covers(row.vector, row.birth), f"{task} does not cover its birth"
+        for row in self._table.rows():
+            assert row.vector.get(self._actor, 0) <= mine, f"{row.task} has writes of the future"
+            assert covers(row.vector, row.birth), f"{row.task} does not cover its birth"
 
     # ---- inside
 
@@ -250,45 +241,25 @@ class Replica:
         self._dirty_vector[self._actor] = None
         return Dot(self._actor, seq)
 
-    def _keep(self, task: TaskId, row: Row) -> None:
-        before = self._rows[task].vector if task in self._rows else {}
-        self._rows[task] = row
-        self._bytes.pop(task, None)
-        self._dirty_rows[task] = None
-        for actor, seq in row.vector.items():
-            if seq > before.get(actor, 0):
-                insort(self._writes.setdefault(actor, []), (seq, task))
-                self._stale[actor] += actor in before
-                self._compact(actor)
+    def _row(self, task: TaskId) -> Row:
+        row = self._table.get(task)
+        assert row is not None
+        return row
 
-    def _compact(self, actor: ActorId) -> None:
-        """Drop entries of the index that a later write to the same row has replaced, once they are the larger part."""
-        writes = self._writes[actor]
-        if len(writes) > 64 and 2 * self._stale[actor] > len(writes):
-            self._writes[actor] = [(seq, task) for seq, task in writes if self._rows[task].vector.get(actor) == seq]
-            self._stale[actor] = 0
+    def _keep(self, row: Row) -> None:
+        self._table.put(row)
+        self._dirty_rows[row.task] = None
 
     def _above(self, vector: Vector, after: TaskId | None) -> list[TaskId]:
         """The first tasks, in order, after the given one, with a write that the vector does not cover: one more than fit."""
-        tasks: dict[TaskId, None] = {}
-        for actor, writes in self._writes.items():
-            known = vector.get(actor, 0)
-            if writes[-1][0] > known:
-                for _, task in writes[bisect_right(writes, known, key=lambda write: write[0]) :]:
-                    tasks[task] = None
-        return nsmallest(SYNC_ROWS_MAX + 1, (task for task in tasks if after is None or task > after))
-
-    def _size_of(self, task: TaskId) -> int:
-        if task not in self._bytes:
-            self._bytes[task] = row_bytes(self._rows[task])
-        return self._bytes[task]
+        return nsmallest(SYNC_ROWS_MAX + 1, (task for task in self._table.above(vector) if after is None or task > after))
 
     def _detect_lost_database(self, vector: Vector) -> None:
         """Take a new ledger epoch if somebody has seen writes of mine that I know nothing of."""
         if vector.get(self._actor, 0) <= self._vector.get(self._actor, 0):
             return
         mine = self._me[:ACTOR_PEER_CHARS]
-        known = [actor for seen in (vector, self._vector, self._writes) for actor in seen if actor.startswith(mine)]
+        known = [actor for seen in (vector, self._vector, self._table.actors) for actor in seen if actor.startswith(mine)]
         self._minted = 1 + max(actor_ledger_epoch(actor) for actor in known)
         self._actor = actor_id(self._me, self._minted)
         self.counters["ledger_epochs_minted"] += 1
@@ -297,10 +268,10 @@ class Replica:
         """Why the row can't be taken over, in one word; empty if it can."""
         if len(row.facts) > FACTS_MAX or len(row.vector) > ACTORS_MAX or row_bytes(row) > ROW_BYTES_MAX:
             return "too_large"
-        if new := [actor for actor in row.vector if actor not in self._writes]:
+        if new := [actor for actor in row.vector if actor not in self._table.actors]:
             if not all(is_actor_id(actor) for actor in new):
                 return "malformed"
-            if len(self._writes) + len(new) > ACTORS_MAX:
+            if len(self._table.actors) + len(new) > ACTORS_MAX:
                 return "too_many_actors"
         return "" if _well_formed(row) else "malformed"
 
@@ -326,8 +297,3 @@ def _well_formed(row: Row) -> bool:
 def includes(larger: Vector, smaller: Vector) -> bool:
     """Whether everything that the second covers is covered by the first."""
     return all(larger.get(actor, 0) >= seq for actor, seq in smaller.items())
-
-
-def row_bytes(row: Row) -> int:
-    """The size of the row on the wire."""
-    return len(codec.encode(row))

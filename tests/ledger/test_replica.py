@@ -199,5 +199,5 @@ def test_the_index_of_writes_does_not_grow_with_the_writes() -> None:
     _, born = a.create(spec(), 1)
     for number in range(500):
         a.add(born.task, Cancel(by=str(number)))
-    assert len(a._writes[actor("a")]) <= 130
+    assert len(a._table._writes[actor("a")]) <= 130
     assert [each.task for each in a.page(SyncRequest(vector={actor("a"): 500})).rows] == [born.task]

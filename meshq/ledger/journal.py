@@ -1,0 +1,63 @@
+"""What one input has changed so far, and what must follow from it: the rows, the writes, the effects in their order.
+
+Every part of the ledger writes through here, so that one input ends in one commit, and in one push that carries all of it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from meshq.ids import Dot, TaskId
+from meshq.ledger.effects import Effect
+from meshq.ledger.replica import Replica
+from meshq.ledger.row import Fact, Row
+
+
+@dataclass(slots=True)
+class Journal:
+    """Mutable, and empty between two inputs but for the replica and the offset of the wall clock."""
+
+    replica: Replica
+    wall_offset: float = 0.0
+    touched: dict[TaskId, None] = field(default_factory=dict)  # to be reviewed
+    changed: dict[TaskId, None] = field(default_factory=dict)  # to be told to those who watch
+    fresh: dict[Dot, TaskId] = field(default_factory=dict)  # own writes: to be committed durably and pushed
+    after: list[Effect] = field(default_factory=list)  # what may be done once all this is committed
+    durable: bool = False
+
+    @property
+    def empty(self) -> bool:
+        return not (self.touched or self.changed or self.fresh or self.after)
+
+    def row(self, task: TaskId) -> Row:
+        row = self.replica.get(task)
+        assert row is not None, f"{task} is no task"
+        return row
+
+    def write(self, task: TaskId, fact: Fact) -> Dot:
+        """Write a fact into the task's row."""
+        dot = self.replica.add(task, fact)
+        self.wrote(task, dot)
+        return dot
+
+    def wrote(self, task: TaskId, dot: Dot) -> None:
+        self.fresh[dot] = task
+        self.touched[task] = None
+
+    def absorb(self, rows: Iterable[Row]) -> tuple[TaskId, ...]:
+        """Merge what came from outside; the tasks whose rows were refused."""
+        refused: list[TaskId] = []
+        for row in rows:
+            before = self.replica.get(row.task)
+            task = self.replica.absorb(row)
+            if task is None:
+                refused.append(row.task)
+            elif self.replica.get(task) is not before:
+                self.touched[task] = None
+        return tuple(refused)
+
+    def wall(self, now: float) -> float:
+        """What the wall clock shows: for display only."""
+        return now + self.wall_offset
+
+    def clear(self) -> None:
+        self.changed, self.fresh, self.after, self.durable = {}, {}, [], False
