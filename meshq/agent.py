@@ -96,7 +96,7 @@ class Agent:
         self._counters_own: Counter[str] = Counter()
         self._loop_tasks: set[asyncio.Task[Any]] = set()
         self._gpus_allowed = gpus_allowed(self.settings)
-        self._started_at = boottime()
+        self._running_since = boottime()
         sslproto.SSLProtocol.max_size = config.TLS_READ_BYTES
         self._make_ports()
         self._make_cores()
@@ -122,7 +122,7 @@ class Agent:
         self.exec = ExecShell(
             home=self.home,
             config=WorkerConfig(slots=self.machine.slots, cpus=self.machine.cpus, memory_bytes=self.machine.memory_bytes),
-            peer_name=self.settings.name or settings.default_name(),
+            peer_name=lambda: self.members.core.me.name,
             source=self._provide_source,
             environment=self._environments.ready,
             callbacks=Callbacks(
@@ -140,14 +140,14 @@ class Agent:
                 on_views=self._views_changed, on_note=lambda peer, note: self.ledger.note(peer, note),
                 on_stall=lambda seconds: self.ledger.stalled(seconds), on_capacity=self._capacity_changed, track=self._track,
             ),
-            clock=boottime,
+            clock=boottime, strangers=lambda: self.keys.strangers,
         )  # fmt: skip
         self.peers, self.gossip, self.meeting = self.members.peers, self.members.gossip, self.members.meeting
 
     def _make_web(self) -> None:
         self.client = PeerClient(
             lambda: self.keys.client_context, lambda: self.keys.seed_context,
-            lambda peer: self.gossip.core.addresses(peer), self.members.refused,
+            lambda peer: self.gossip.core.addresses(peer), self.members.refused, self.members.asked_by_tcp,
         )  # fmt: skip
         self.key_exchange = KeyExchange(holder=self.keys, peers=self.peers, ask=self._ask_for_ring)
         self.changes = Changes()
@@ -173,7 +173,7 @@ class Agent:
         self.desk = Desk(
             facts=facts, peers=self.peers, ledger=self.ledger, objects=self.objects, transfers=self.transfers,
             changes=self.changes, keys=KeySteps(self.key_exchange, self.peers),
-            hooks=AgentHooks(peer_facts=self.members.facts, doctor=self._doctor, leave=self.leave),
+            hooks=AgentHooks(peer_facts=self.members.facts, doctor=self._doctor, leave=self.leave, failure=self.client.failure),
             clock=boottime,
         )  # fmt: skip
 
@@ -187,7 +187,7 @@ class Agent:
         self._track(self.ledger.run(), "ledger", vital=True)
         measuring = self._track(self._measure(), "first look at this machine")
         fences = await self.exec.start()
-        self.meeting.recall()
+        self.members.recall()
         self.peers.handle_own_telemetry(self._telemetry())
         self.members.tell_views()  # what this peer has; without it a machine that is alone could not even take its own tasks
         self.exec.adopt()  # first: the ledger may say stop at once; what exec reports reaches the core after its `adopt`
@@ -200,6 +200,7 @@ class Agent:
             "cleaning up": self._clean_up(),
             "meeting": self.meeting.run(),
             "keys": self.key_exchange.run(),
+            "name": self.members.keep_name(),
         }
         for name, work in vital.items():
             self._track(work, name, vital=True)
@@ -262,7 +263,7 @@ class Agent:
         with suppress(TimeoutError):
             async with asyncio.timeout(END_SECONDS):
                 await self._nothing_runs()
-        await self.gossip.leave()  # takes a second, in which the last pushes arrive
+        await self.members.leave()  # takes a second, in which the last pushes arrive
         self._stop.set()
 
     async def _nothing_runs(self) -> None:
@@ -396,11 +397,12 @@ class Agent:
 
     def _examine(self, measured: doctor.Measured) -> list[doctor.Check]:
         facts = doctor.gather(
-            measured, now=boottime(), wall=time.time(), started=self._started_at, home=self.home.root,
+            measured, now=boottime(), wall=time.time(), started=self._running_since, home=self.home.root,
             settings=self.settings, port=self.port, addresses=self.members.addresses(), swim=self.gossip.core,
             peers=self.peers, gossip=self.gossip.stats(), mdns_problem=self.meeting.mdns_problem, sample=self.exec.sample(),
             accepted=self._peer_gate.accepted,
             keys=doctor.key_ring(self.keys.ring.use.key, self.keys.ids, len(self.key_exchange.refusing), self.peers),
+            other_meshes=self.meeting.other_meshes,
         )  # fmt: skip
         return doctor.examine(facts)
 

@@ -5,7 +5,8 @@ append-only: a new field goes to the end and has a default; an older reader igno
 one fills in those that are missing. A tag is never used twice.
 
 Decoding checks the size first, then every type, and raises `MalformedData` for anything else, so no `Any` gets past this
-module.
+module. What is longer than a packet must be whole before it may take memory (three bytes can claim an array of thousands, and
+a thousand of them may stand in each other), and hold no more than BODY_ITEMS_MAX values.
 
 Every packet of gossip and every row of the ledger comes through here, so both ways are prepared once per type, and the packer
 written in C walks the value and asks only for the fields of each object. A packet of seven rumors is written in 8 microseconds
@@ -26,6 +27,7 @@ from typing import Any, TypeVar, cast
 
 import msgpack
 
+from meshq.config import BODY_ITEMS_MAX, PACKET_BYTES_MAX
 from meshq.errors import MalformedData
 
 T = TypeVar("T")
@@ -52,14 +54,33 @@ def decode(kind: type[T], data: bytes, *, bytes_max: int, items_max: int = ARRAY
     if len(data) > bytes_max:
         raise MalformedData(f"{len(data)} bytes where at most {bytes_max} are allowed")
     try:
+        count = _body_counter(data) if len(data) > PACKET_BYTES_MAX else None
+        items_max = min(items_max, len(data))  # each takes a byte
         raw = msgpack.unpackb(
-            data, raw=False, strict_map_key=False, use_list=True,
+            data, raw=False, strict_map_key=False, use_list=True, list_hook=count, object_hook=count,
             max_array_len=items_max, max_map_len=items_max, max_ext_len=0,
         )  # fmt: skip
         value: T = _converter(kind, False)(raw)  # type: ignore[arg-type]  # every type is hashable
         return value
     except (_Wrong, ValueError, TypeError, OverflowError, msgpack.UnpackException) as error:
         raise MalformedData(f"cannot decode {getattr(kind, '__name__', kind)}: {error}") from None
+
+
+def _body_counter(data: bytes) -> Convert:
+    """What the unpacker calls with each array and map that it has read. UnpackException if a claimed length is not there."""
+    whole = msgpack.Unpacker(max_buffer_size=len(data))
+    whole.feed(data)
+    whole.skip()  # in C, and makes no objects
+    left = BODY_ITEMS_MAX
+
+    def count(container: Any) -> Any:
+        nonlocal left
+        left -= len(container) + 1
+        if left < 0:
+            raise _Wrong(f"more than {BODY_ITEMS_MAX} values")
+        return container
+
+    return count
 
 
 def to_plain(value: object) -> Any:

@@ -18,6 +18,7 @@ PACKET_BYTES_MIN: Final = 52
 PACKET_ITEMS_MAX: Final = 256
 SYNC_BYTES_MAX: Final = 2**20  # one push/pull or one page of a ledger sync
 SYNC_ROWS_MAX: Final = 500
+BODY_ITEMS_MAX: Final = 2**19  # values in one message; an empty array is one byte on the wire and 70 in memory
 MEMBERS_MAX: Final = 1_024
 RECORD_BYTES_MAX: Final = 1_000  # telemetry of one peer: must fit one packet
 NAME_CHARS_MAX: Final = 63
@@ -111,6 +112,11 @@ class Home:
     @property
     def epoch(self) -> Path:
         return self.root / "epoch"
+
+    @property
+    def name(self) -> Path:
+        """What this peer was called last."""
+        return self.root / "name.json"
 
     @property
     def known_peers(self) -> Path:

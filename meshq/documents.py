@@ -85,13 +85,17 @@ class UsageDocument(TypedDict):
 
 
 class ConnectivityDocument(TypedDict):
-    """How the answering peer reaches another one. `transport` is `udp`, `tcp` (for UDP does not get through), or None."""
+    """How the answering peer reaches another one. `transport` is `udp`, `tcp` (for UDP does not get through), or None.
+
+    `silent`: it is held alive, by the word of others, and nothing of it came here for long.
+    """
 
     transport: str | None
     udp: bool | None
     tcp: bool | None
     rtt_ms: float | None
     last_heard_seconds: float | None
+    silent: NotRequired[bool]
 
 
 class PeerDocument(TypedDict):
@@ -225,11 +229,19 @@ class WaitDocument(TypedDict):
     peer: str | None
 
 
+class WithoutCopyDocument(TypedDict):
+    """A machine that is alive and did not take a copy of a task."""
+
+    name: str
+    reason: str
+
+
 class SubmittedDocument(TypedDict):
     ids: list[str]
     name: str
     queue: str
     stored_on: list[str]
+    not_stored_on: NotRequired[list[WithoutCopyDocument]]
     warnings: NotRequired[list[str]]
 
 
@@ -275,13 +287,15 @@ class DoctorDocument(TypedDict):
 
 
 class KeyDocument(TypedDict):
-    """One key of the mesh, by its public id, and the live machines that have it, use it, or lack it."""
+    """One key of the mesh, by its public id, and the live machines that have it, use it, or lack it. `off`: known machines
+    that are not there now, and are not known to have it."""
 
     id: str
     in_use: bool
     peers: list[str]
     used_by: list[str]
     lacking: list[str]
+    off: NotRequired[list[str]]
 
 
 class KeysDocument(TypedDict):

@@ -12,7 +12,6 @@ if __name__ == "__main__":
     startup.open_streams()
 
 import asyncio
-import fcntl
 import json
 import os
 import shutil
@@ -29,7 +28,7 @@ from typing import Any, Final, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from meshq import agent, config, machine, settings, startup
+from meshq import agent, config, home_lock, machine, settings, startup
 from meshq.config import Home
 from meshq.errors import ERROR_KINDS, MeshqError, StoreError, TaskFailed, Unreachable, UsageError
 from meshq.gossip.discovery import look_around, resolve_seed
@@ -38,6 +37,7 @@ from meshq.terminal import harmless
 from meshq.trust import cookie, hardening, identity, keys, ring_file
 from meshq.trust.certificates import Credentials
 from meshq.trust.keys import MeshKey
+from meshq.web import dialing
 
 OPTIONS_BYTES_MAX: Final = 64 * 1024
 LOOK_AROUND_SECONDS: Final = 2.5
@@ -121,7 +121,7 @@ def _join(home: Home, options: Options) -> None:
 
             def ready(document: Mapping[str, Any]) -> None:
                 undo.pop_all()
-                _announce(document, founded)
+                _announce(document, founded, wanted.port)
 
             if options.detach:
                 ready(_start_in_background(home, lock))
@@ -148,18 +148,11 @@ def _settle_in(home: Home, wanted: Settings, before: Settings, options: Options,
 
 
 def _take_lock(home: Home) -> int:
-    """Two agents never share a home. The descriptor keeps the lock, also in the process that inherits it."""
-    try:
-        descriptor = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreError(f"cannot open {home.lock}: {error.strerror}", "check free space and permissions of the home") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
+    descriptor = home_lock.take(home)
+    if descriptor is None:
         raise TaskFailed(
             f"an agent runs already in {home.root}", "`meshq status` shows it; for a second one set another MESHQ_HOME"
-        ) from None
+        )
     return descriptor
 
 
@@ -237,13 +230,13 @@ async def _meet(seed: str, context: ssl.SSLContext) -> None:
         try:
             async with asyncio.timeout(SEED_SECONDS / len(addresses)):
                 _, writer = await asyncio.open_connection(address.host, address.port, ssl=context, server_hostname="seed")
-        except ssl.SSLError:
+        except ssl.SSLCertVerificationError:
             raise TaskFailed(
-                f"the seed {seed} belongs to another mesh than this key, or its mesh has changed its key",
+                f"the seed {seed} belongs to another mesh than this key, or its mesh has changed its key, or no agent is there",
                 "compare the key with `meshq key` on the seed",
             ) from None
         except (OSError, TimeoutError) as error:
-            why = str(error) or "no answer in time"
+            why = dialing.why(error)
             continue
         writer.close()
         with suppress(OSError, ssl.SSLError):
@@ -282,10 +275,16 @@ def _of_the_mesh(home: Home) -> list[Path]:
     return [each for each in sorted(home.root.iterdir()) if each.name not in stay and not each.name.startswith("left-")]
 
 
-def _announce(document: Mapping[str, Any], founded: str) -> None:
-    """What a person wants to know now. `founded`: why a new mesh begins, said loudly, for it may not be what was meant."""
+def _announce(document: Mapping[str, Any], founded: str, port: int | None) -> None:
+    """What a person wants to know now. `founded`: why a new mesh begins, said loudly, for it may not be what was meant.
+    `port`: the one that was asked for."""
     for warning in (*document["warnings"], *_troubles(document, founded)):
         _remark(f"warning: {warning}")
+    if port is None and document["port"] != config.PORT_DEFAULT:
+        _remark(
+            f"note: another program uses port {config.PORT_DEFAULT}, so this agent listens on {document['port']}: that is the "
+            "port for --seed elsewhere and in firewalls; to keep it, join with --port"
+        )
     if founded:
         _remark(f"STARTED A NEW MESH: {founded}.")
         _remark("To add machines, copy what `meshq key` prints and run `meshq join` there.")
@@ -318,6 +317,7 @@ def _start_in_background(home: Home, lock: int) -> Mapping[str, Any]:
     with mine, its:
         command = [sys.executable, "-m", "meshq.agent", str(home.root), str(its.fileno()), str(lock)]
         with Path(home.root / "agent.out").open("ab") as output:
+            before = output.tell()
             child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
                 pass_fds=(its.fileno(), lock), cwd="/",
@@ -334,7 +334,8 @@ def _start_in_background(home: Home, lock: int) -> Mapping[str, Any]:
             _end(child)  # its home is about to be taken back
             raise
     if not line:
-        raise StoreError(f"the agent ended at once with code {_end(child)}", f"see {home.root / 'agent.out'}")
+        code, said = _end(child), (home.root / "agent.out").read_bytes()[before:].decode(errors="replace").splitlines()
+        raise StoreError(f"the agent ended at once with code {code}", harmless(said[-1]) if said else f"see {home.log}")
     document: Mapping[str, Any] = json.loads(line)
     if "error" in document:
         error = document["error"]

@@ -1,6 +1,7 @@
-"""What this machine is when the agent starts: its capacity, its ports, the count of its starts."""
+"""What this machine is when the agent starts: its capacity, its ports, the count of its starts, its last name."""
 
 import errno
+import json
 import os
 import socket
 from collections.abc import Collection
@@ -10,17 +11,20 @@ from typing import Final
 
 import psutil
 
-from meshq import config
-from meshq.errors import StoreError, TaskFailed, UsageError
+from meshq import codec, config
+from meshq.durable import write_atomically
+from meshq.errors import MalformedData, StoreError, TaskFailed, UsageError
 from meshq.exec import gpus as gpu_driver
-from meshq.gossip.addresses import interfaces, normal_bind
+from meshq.gossip.addresses import ALL_HOSTS, BIND_HINT, interfaces, normal_bind
 from meshq.gossip.transport import open_socket
-from meshq.ids import Epoch
+from meshq.ids import Epoch, PeerId
+from meshq.names import STEPS, HeldName
 from meshq.settings import Settings, gpu_indices
 
 GPU_PATIENCE_SECONDS: Final = 10.0  # for `join --gpus`; the agent itself never waits for a driver
 PORTS_TRIED: Final = 16  # from the default on, if none was asked for: several users of one machine each have an agent
 BACKLOG: Final = 512
+EVERYBODY: Final = "255.255.255.255"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +98,12 @@ def open_ports(bind: str, port: int | None) -> tuple[socket.socket, socket.socke
 def bind_problem(bind: str) -> tuple[str, str] | None:
     """Why this machine cannot listen on that address, and what to do; None if it can. UsageError for what is no address."""
     bind = normal_bind(bind)
+    family = socket.AF_INET6 if ":" in bind else socket.AF_INET
     try:
-        with socket.socket(socket.AF_INET6 if ":" in bind else socket.AF_INET, socket.SOCK_STREAM) as probe:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.bind((bind, 0))
+        if bind not in ALL_HOSTS and _is_broadcast(family, bind):
+            return f"--bind: {bind} is a broadcast address: it means all machines of a network", BIND_HINT
     except OSError as error:
         have = ", ".join(host for interface in interfaces() for host in interface.hosts if not interface.loopback)
         hint = f"it has {have or 'no address but loopback'}; without --bind all are used"
@@ -105,6 +112,18 @@ def bind_problem(bind: str) -> tuple[str, str] | None:
         why = "it has no IPv6" if error.errno == errno.EAFNOSUPPORT else error.strerror
         return f"--bind: this machine cannot listen on {bind}: {why}", hint
     return None
+
+
+def _is_broadcast(family: socket.AddressFamily, host: str) -> bool:
+    """Linux lets one bind such an address, and even listen on it, but reaches it only if told that broadcast is meant."""
+    if host == EVERYBODY:  # where there is no network at all there is no way there either
+        return True
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((host, config.PORT_DEFAULT))  # UDP: nothing is sent
+        except OSError as error:
+            return error.errno == errno.EACCES
+    return False
 
 
 def _listen(udp: socket.socket, port: int) -> socket.socket:
@@ -126,6 +145,21 @@ def _listen(udp: socket.socket, port: int) -> socket.socket:
     return tcp
 
 
+def load_name(path: Path, peer: PeerId, wanted: str) -> HeldName | None:
+    """The name that this peer had when it wanted the same; None if there is none, or it cannot be read."""
+    try:
+        held: HeldName = codec.from_plain(HeldName, json.loads(path.read_text("utf-8")))
+        config.check_name(held.name, str(path))
+    except (OSError, ValueError, MalformedData, UsageError):  # then it comes as one that is new
+        return None
+    return held if (held.peer, held.wanted) == (peer, wanted) and 0 <= held.named <= len(STEPS) else None
+
+
+def store_name(path: Path, held: HeldName) -> None:
+    """Remember it for the next start. StoreError if the disk refuses."""
+    _replace(path, json.dumps(codec.to_plain(held)))
+
+
 def next_epoch(path: Path) -> Epoch:
     """One more than at the last start, durable before it is used. StoreError if the disk refuses."""
     try:
@@ -138,12 +172,11 @@ def next_epoch(path: Path) -> Epoch:
 
 def store_epoch(path: Path, epoch: Epoch) -> None:
     """Make this the last epoch that was used. StoreError if the disk refuses."""
-    partial = path.with_suffix(".new")
+    _replace(path, str(epoch))
+
+
+def _replace(path: Path, text: str) -> None:
     try:
-        with partial.open("w", encoding="ascii") as file:
-            file.write(str(epoch))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        write_atomically(path, text.encode("ascii"))
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror}", "check free space and permissions of the home") from None

@@ -9,12 +9,13 @@ what a person can do.
 """
 
 import asyncio
+import ipaddress
 import logging
-import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 from typing import Final
 
 from meshq.errors import MeshqError, StoreError
@@ -26,12 +27,12 @@ from meshq.gossip.netlink import Changes
 from meshq.gossip.roster import KnownPeer
 from meshq.gossip.transport import GossipShell
 from meshq.peers import Peers
+from meshq.seeds import Seeds
 from meshq.settings import Settings
 
 log = logging.getLogger("meshq.agent")
 
-SEED_PAUSE_MIN: Final = 1.0
-SEED_PAUSE_MAX: Final = 30.0
+SEED_SECONDS: Final = 1.0  # between looks whether a seed should be asked
 SAVE_SECONDS: Final = 60.0
 SAVE_DELAY: Final = 1.0  # after a peer came or went: what was learnt must survive a SIGKILL
 NETWORKS_SECONDS: Final = 15.0  # between looks at the interfaces, in case the kernel's news got lost
@@ -39,6 +40,7 @@ RECALL_MAX: Final = 8  # lost peers that are tried at once when a network comes 
 RECALL_SECONDS: Final = 2.0  # between two such calls: a container that starts is a change of the networks, too
 ALONE_SECONDS: Final = 10.0  # after which a person is told how to join other machines
 ALONE_WATCH_SECONDS: Final = 1.0
+OTHERS_MAX: Final = 3  # places of other meshes that are named
 
 
 class Meeting:
@@ -46,21 +48,26 @@ class Meeting:
 
     def __init__(
         self, *, settings: Settings, path: Path, gossip: GossipShell, peers: Peers, addresses: Callable[[], Sequence[Address]],
-        clock: Callable[[], float], on_forgotten: Callable[[], None],
+        clock: Callable[[], float], rng: Random, strangers: Callable[[], Collection[str]], on_forgotten: Callable[[], None],
     ) -> None:  # fmt: skip
-        """`path`: the snapshot. `on_forgotten`: peers that nobody has seen for a week are known no more."""
+        """`path`: the snapshot. `strangers`: the addresses, without port, that were called and answered with another mesh key.
+        `on_forgotten`: peers that nobody has seen for a week are known no more."""
         self._settings = settings
         self._path = path
         self._gossip = gossip
         self._peers = peers
         self._addresses = addresses
         self._clock = clock
+        self._rng = rng
+        self._strangers = strangers
         self._on_forgotten = on_forgotten
         self._known: Sequence[KnownPeer] = ()
         self._discovery: Discovery | None = None
         self._members_changed = asyncio.Event()
         self._port = 0
+        self._seeds = Seeds(settings.seeds, rng, clock())
         self._seed_problems: dict[str, str] = {}
+        self._seed_addresses: dict[str, Sequence[Address]] = {}
         self._called_at = -RECALL_SECONDS
         self._alone_since: float | None = None
 
@@ -73,7 +80,7 @@ class Meeting:
         """Ask everywhere once; whether there is anybody who might answer."""
         self._port = port
         self._gossip.remember(self._known)
-        await self._ask_seeds(self._settings.seeds)
+        await self._ask_seeds()
         if self._settings.mdns:
             self._discovery = Discovery(
                 tags=tags, instance=f"{self._gossip.core.me.boot:016x}", port=port, addresses=self._addresses,
@@ -122,28 +129,26 @@ class Meeting:
         alone = self._alone_since
         if alone is None or self._clock() - alone < ALONE_SECONDS:
             return ""
-        return advice_for_one_alone(self._settings, told_addresses(self._port, self._settings.bind or ""), len(self._missed()))
+        own = told_addresses(self._port, self._settings.bind or "")
+        return advice_for_one_alone(self._settings, own, len(self._missed()), self.other_meshes)
+
+    @property
+    def other_meshes(self) -> tuple[str, ...]:
+        """Where somebody has another mesh key: seeds that answer with it, then what mDNS sees."""
+        strangers = self._strangers()
+        seeds = [seed for seed, places in self._seed_addresses.items() if any(each.host in strangers for each in places)]
+        own = told_addresses(self._port, self._settings.bind or "")
+        seen = self._discovery.other_meshes if self._discovery is not None else ()
+        return tuple(dict.fromkeys((*seeds, *(str(nearest(mesh.addresses, own)) for mesh in seen))))[:OTHERS_MAX]
 
     def handle_change(self) -> None:
         """A peer came, went or changed."""
         self._members_changed.set()
 
     async def _ask_again(self) -> None:
-        """A seed may start later than this peer, its name may mean another address tomorrow, and a mesh that was split heals
-        through its seeds. As long as nobody is there all are asked again, after 1, 2, 4 … 30 s; as long as more than half are
-        missing, one is (gossip itself tries one of the missing then)."""
-        pause, asked_at = SEED_PAUSE_MIN, -SEED_PAUSE_MAX
         while True:
-            await asyncio.sleep(pause)
-            alive, now = len(self._peers.others_alive()), self._clock()
-            if not alive:
-                pause = min(SEED_PAUSE_MAX, 2 * pause)
-                await self._ask_seeds(self._settings.seeds)
-                continue
-            pause = SEED_PAUSE_MIN
-            if self._settings.seeds and now - asked_at >= SEED_PAUSE_MAX and alive < len(self._missed()):
-                asked_at = now
-                await self._ask_seeds((random.choice(self._settings.seeds),))
+            await asyncio.sleep(SEED_SECONDS)
+            await self._ask_seeds()
 
     async def _follow_networks(self) -> None:
         """Tell gossip and mDNS of every change, when the kernel tells of it."""
@@ -177,7 +182,7 @@ class Meeting:
             return
         self._called_at = now
         missed = self._missed()
-        chosen = random.sample(missed, min(len(missed), RECALL_MAX))
+        chosen = self._rng.sample(missed, min(len(missed), RECALL_MAX))
         if addresses := [each[0] for each in chosen if each]:
             self._gossip.join(addresses)
 
@@ -212,9 +217,9 @@ class Meeting:
             self._forget(known)
             await asyncio.to_thread(self._save, known)
 
-    async def _ask_seeds(self, seeds: Sequence[str]) -> None:
-        """Their names are resolved each time. A problem is told once, until it is another one."""
-        for seed in seeds:
+    async def _ask_seeds(self) -> None:
+        """Those whose turn it is. Their names are resolved each time. A problem is told once, until it is another one."""
+        for seed in self._seeds.due(self._clock(), len(self._peers.others_alive()), len(self._missed())):
             try:
                 addresses = await resolve_seed(seed)
             except MeshqError as error:
@@ -223,7 +228,9 @@ class Meeting:
                 self._seed_problems[seed] = str(error)
                 continue
             self._seed_problems.pop(seed, None)
-            self._gossip.join(addresses)
+            self._seed_addresses[seed] = addresses
+            members = {address for peer in self._peers.others_alive() for address in self._gossip.core.addresses(peer)}
+            self._gossip.join([address for address in addresses if address not in members])
 
     def _is_live(self, instance: str) -> bool:
         """Is who announces itself under this name a live member, or this peer?"""
@@ -243,18 +250,51 @@ class Meeting:
             log.warning("%s", error)
 
 
-def advice_for_one_alone(settings: Settings, addresses: Sequence[Address], missed: int) -> str:
-    """The exact command that joins this peer from another machine. Empty if nobody else can, because `--bind` says loopback."""
-    tried = [f"the seeds {', '.join(settings.seeds)} do not answer"] if settings.seeds else []
+def advice_for_one_alone(settings: Settings, addresses: Sequence[Address], missed: int, others: Sequence[str] = ()) -> str:
+    """The exact commands that join this peer from another machine, and that move this one over to the mesh that was seen at
+    `others`. Empty if nobody else can join, because `--bind` says loopback, and there is no other mesh."""
+    silent = [seed for seed in settings.seeds if seed not in others]
+    tried = [f"the seeds {', '.join(silent)} do not answer"] if silent else []
     tried += [f"none of the {missed} peers known before is there"] if missed else []
     tried += [] if settings.mdns else ["mDNS is off"]
     why = f" ({'; '.join(tried)})" if tried else ""
-    if not addresses:
+    if not addresses and not others:
         return "" if settings.bind else f"no other peer is in sight{why}: this machine has no network; check cable or Wi-Fi"
+    return " ".join((f"no other peer is in sight{why}.", *_way_over(others, missed), *_way_here(settings, addresses)))
+
+
+def _way_over(others: Sequence[str], missed: int) -> list[str]:
+    if not others:
+        return []
+    renewed = ["If it is this mesh with a new key: meshq key install --key-file KEY; meshq key use ID."] if missed else []
+    return [
+        f"A mesh is in sight at {', '.join(others)}, but its key is another than this machine's. To move over, save what "
+        "`meshq key` prints there into a file KEY here, and run here (what this machine has of its mesh is put aside): "
+        f"meshq leave; meshq join --new --key-file KEY --seed {others[0]}.",
+        *renewed,
+    ]
+
+
+def _way_here(settings: Settings, addresses: Sequence[Address]) -> list[str]:
+    if not addresses:
+        return []
     profile = "" if settings.profile == "lan" else f" --profile {settings.profile}"
-    command = f"meshq join --key-file KEY --seed {addresses[0]}{profile}"
-    others = f"; this machine is also {', '.join(map(str, addresses[1:3]))}" if addresses[1:] else ""
-    return (
-        f"no other peer is in sight{why}. To add a machine, save what `meshq key` prints here into a file KEY there, "
-        f"and run there: {command}{others}"
-    )
+    also = f"; this machine is also {', '.join(map(str, addresses[1:3]))}" if addresses[1:] else ""
+    return [
+        "To add a machine, save what `meshq key` prints here into a file KEY there, "
+        f"and run there: meshq join --key-file KEY --seed {addresses[0]}{profile}{also}"
+    ]
+
+
+def nearest(addresses: Sequence[Address], own: Sequence[Address]) -> Address:
+    """Of the addresses of another machine the one that is most like one of this machine's: it announces its bridges for
+    containers and its tunnels, too."""
+    return max(addresses, key=lambda address: max((_likeness(address.host, mine.host) for mine in own), default=0.0))
+
+
+def _likeness(one: str, other: str) -> float:
+    """How much of their beginnings is equal, from 0 to 1."""
+    mine, theirs = ipaddress.ip_address(one), ipaddress.ip_address(other)
+    if mine.version != theirs.version:
+        return 0.0
+    return 1 - (int(mine) ^ int(theirs)).bit_length() / mine.max_prefixlen

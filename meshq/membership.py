@@ -10,12 +10,13 @@ import os
 import random
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Final, assert_never
 
-from meshq import config, settings
+from meshq import config
 from meshq.config import Home
 from meshq.errors import StoreError
 from meshq.gossip import effects as does
@@ -26,10 +27,11 @@ from meshq.gossip.profile import PROFILES
 from meshq.gossip.swim import Swim
 from meshq.gossip.transport import GossipShell
 from meshq.ids import Epoch, PeerId
-from meshq.machine import next_epoch, store_epoch
+from meshq.machine import load_name, next_epoch, store_epoch, store_name
 from meshq.meeting import Meeting
-from meshq.peers import Peers, free_name
-from meshq.settings import Settings
+from meshq.names import STEPS, HeldName, first_name, free_name
+from meshq.peers import Peers
+from meshq.settings import Settings, default_name
 from meshq.task import Telemetry
 from meshq.telemetry import is_urgent
 from meshq.web.documents import UNKNOWN_LINK, PeerFacts
@@ -58,8 +60,9 @@ class Membership:
     def __init__(
         self, *, home: Home, settings: Settings, me: PeerId, udp: socket.socket, port: int, telemetry: Telemetry,
         seal: Callable[[bytes], bytes], open: Callable[[bytes], bytes | None], client: Callable[[], PeerClient],
-        hooks: Hooks, clock: Callable[[], float],
+        hooks: Hooks, clock: Callable[[], float], strangers: Callable[[], Collection[str]] = tuple,
     ) -> None:  # fmt: skip
+        """`strangers`: see `Meeting`."""
         self._home = home
         self._settings = settings
         self._port = port
@@ -68,6 +71,9 @@ class Membership:
         self._clock = clock
         self._views_due = False
         self._figures_due: asyncio.TimerHandle | None = None
+        self._wanted_name = settings.name or default_name()
+        self._held_name = load_name(home.name, me, self._wanted_name)
+        self._renamed = asyncio.Event()
         now = clock()
         member = self._first_member(me)
         self.peers = Peers(member, telemetry, now)
@@ -78,21 +84,56 @@ class Membership:
         )  # fmt: skip
         self.meeting = Meeting(
             settings=settings, path=home.known_peers, gossip=self.gossip, peers=self.peers,
-            addresses=self.addresses, clock=clock, on_forgotten=self._views_changed,
+            addresses=self.addresses, clock=clock, rng=random.Random(os.urandom(16)), strangers=strangers,
+            on_forgotten=self._views_changed,
         )  # fmt: skip
 
     def _first_member(self, me: PeerId) -> Member:
+        held = self._held_name
         return Member(
             peer=me,
             epoch=next_epoch(self._home.epoch),
             incarnation=0,
             liveness=Liveness.ALIVE,
-            name=self._settings.name or settings.default_name(),
+            name=self._wanted_name if held is None else held.name,
             addresses=self.addresses(),
             version=version("meshq"),
             started_at=int(time.time()),
             boot=random.SystemRandom().getrandbits(BOOT_BITS),
+            named=0 if held is None else held.named,
         )
+
+    def recall(self) -> None:
+        """Read who was known when the agent ran last, and take no name of theirs. Blocking, and before all else."""
+        self.meeting.recall()
+        name = first_name(self._wanted_name, self._held_name, self.peers.remembered())
+        if name != self.core.me.name:
+            self._rename(name)
+
+    async def keep_name(self) -> None:
+        """Have the name for longer and longer, and again after the next start. It begins when others were looked for."""
+        while True:
+            me = self.core.me
+            await self._store_name(HeldName(peer=me.peer, wanted=self._wanted_name, name=me.name, named=me.named))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._step_pause()):
+                    await self._renamed.wait()
+            if self._renamed.is_set():
+                self._renamed.clear()
+            else:
+                self.gossip.rename(me.name, me.named + 1)
+
+    def _step_pause(self) -> float | None:
+        """Seconds until the next step; None if there is none, or nobody may hear of it."""
+        me = self.core.me
+        ended = self.core.silent or me.liveness is Liveness.LEFT or me.named >= len(STEPS)
+        return None if ended else STEPS[me.named]
+
+    async def leave(self) -> None:
+        """Say left, and give up the name: who comes back is a newcomer."""
+        await self.gossip.leave()
+        with suppress(OSError):
+            self._home.name.unlink(missing_ok=True)
 
     @property
     def core(self) -> Swim:
@@ -135,6 +176,10 @@ class Membership:
         """A connection to the peer was refused: gossip may want to know why."""
         self.gossip.refused(peer)
 
+    def asked_by_tcp(self, peer: PeerId, answered: bool) -> None:
+        """A request to the peer was answered, or got nowhere: people want to know."""
+        self.gossip.asked_by_tcp(peer, answered)
+
     def tell_views(self) -> None:
         """Have the agent look at the views now."""
         self._views_due = False
@@ -152,10 +197,14 @@ class Membership:
 
     def _check_name(self) -> None:
         me = self.core.me
-        name = free_name(me.name, me.peer, self.peers.members())
+        name = free_name(self._wanted_name, me, (*self.peers.members(), *self.peers.remembered()))
         if name != me.name:
             log.warning("another peer is called %s, too: this one is %s now", me.name, name)
-            self.gossip.rename(name)
+            self._rename(name)
+
+    def _rename(self, name: str) -> None:
+        self.gossip.rename(name)
+        self._renamed.set()
 
     def _effect(self, effect: does.Effect) -> None:
         match effect:
@@ -172,8 +221,8 @@ class Membership:
                 self._hooks.on_note(peer, note)
             case does.ProbeFailed(peer):
                 log.info("%s does not answer probes", self.peers.name(peer))
-            case does.Refuted(accusation):
-                self._handle_refuted(accusation)
+            case does.Refuted(statement):
+                self._handle_refuted(statement)
             case does.TransportChanged(peer, udp):
                 self._handle_transport(peer, udp)
             case does.Cloned(other, newer):
@@ -193,15 +242,22 @@ class Membership:
         elif self._figures_due is None:
             self._figures_due = asyncio.get_running_loop().call_later(FIGURES_SECONDS, self._views_changed)
 
-    def _handle_refuted(self, accusation: Member) -> None:
-        if accusation.liveness is Liveness.ALIVE:
-            log.warning("another run of this peer, epoch %d, is known; outbid", accusation.epoch)
+    def _handle_refuted(self, statement: Member) -> None:
+        if statement.liveness is Liveness.ALIVE:
+            log.warning("another run of this peer, epoch %d, is known; outbid", statement.epoch)
         else:
-            log.warning("this peer was held %s; refuted", accusation.liveness.name.lower())
+            log.warning("this peer was held %s; refuted", statement.liveness.name.lower())
         self._hooks.track(self._store_epoch(self.core.me.epoch), "epoch")
         if self.core.damped(self._clock()) > 0:
             log.warning("%s", self.problem)
             self._hooks.on_capacity()
+
+    async def _store_name(self, held: HeldName) -> None:
+        """If the disk refuses, the next start may be as a newcomer."""
+        try:
+            await asyncio.to_thread(store_name, self._home.name, held)
+        except StoreError as error:
+            log.warning("%s", error)
 
     async def _store_epoch(self, epoch: Epoch) -> None:
         """Above the other run's, if there was one. If the disk refuses, the next start is refuted once more."""

@@ -1,7 +1,6 @@
 """What gossip says of the peers, told in the words of the ledger and of the people: names and views.
 
-Pure: the agent feeds it gossip's effects and reads views out of it. It holds the one rule for names: a peer whose name is
-also that of a peer with a smaller id takes the next free suffix, so that names are unique once views are equal.
+Pure: the agent feeds it gossip's effects and reads views out of it.
 """
 
 from collections.abc import Collection, Iterable
@@ -19,14 +18,6 @@ from meshq.task import Telemetry
 def is_alive(member: Member) -> bool:
     """Suspicion is no verdict: a suspect counts as alive until it is held dead."""
     return member.liveness in (Liveness.ALIVE, Liveness.SUSPECT)
-
-
-def free_name(wanted: str, me: PeerId, members: Iterable[Member]) -> str:
-    """`wanted`, or with the first suffix that no peer with a smaller id has."""
-    taken = {member.name for member in members if member.peer < me}
-    if wanted not in taken:
-        return wanted
-    return next(name for number in range(2, len(taken) + 3) if (name := f"{wanted}-{number}") not in taken)
 
 
 @dataclass(slots=True)

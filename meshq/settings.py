@@ -1,7 +1,6 @@
 """What `meshq join` was asked for: checked once, kept in the home, read again by the next bare `meshq join`."""
 
 import json
-import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from meshq import codec, config
+from meshq.durable import write_atomically
 from meshq.errors import MalformedData, StoreError, UsageError
 from meshq.task import QUEUE_DEFAULT, QUEUE_GPU
 
@@ -114,14 +114,8 @@ def load(path: Path) -> Settings:
 
 def save(path: Path, settings: Settings) -> None:
     """Replace the file in one step. StoreError if the disk refuses: the old one is still there."""
-    temporary = path.with_suffix(".new")
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(codec.to_plain(settings), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
+        write_atomically(path, json.dumps(codec.to_plain(settings), indent=1).encode())
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror}", "check free space and permissions of the home") from None
 

@@ -1,8 +1,8 @@
 """What tests need of the machine, and what happens where it is missing.
 
-A test that needs something carries the mark of a group. Where a group's needs are not met, its tests are skipped with
-the reason; `MESHQ_REQUIRE=netns,docker` turns a missing group into a failure at the start, so that CI can't pass by
-skipping. Tests marked `seeds` replay seeds that once failed, and run first.
+A test that needs something carries the mark of a group, or asks for it while it prepares (`tests/exec/driver.py`). Where a
+group's needs are not met, its tests are skipped with the reason; `MESHQ_REQUIRE=netns,docker,cc` turns a missing group into a
+failure at the start, so that CI can't pass by skipping. Tests marked `seeds` replay seeds that once failed, and run first.
 """
 
 import functools
@@ -52,7 +52,16 @@ def _missing_for_docker() -> str:
     return "" if asked.returncode == 0 else "no docker daemon answers"
 
 
-GROUPS: dict[str, Callable[[], str]] = {"netns": _missing_for_netns, "docker": _missing_for_docker}
+def compiler() -> str | None:
+    """What the pretended NVIDIA driver is built with."""
+    return shutil.which("gcc") or shutil.which("cc")
+
+
+def _missing_for_cc() -> str:
+    return "" if compiler() else "there is no C compiler (Debian: apt-get install gcc libc6-dev)"
+
+
+GROUPS: dict[str, Callable[[], str]] = {"netns": _missing_for_netns, "docker": _missing_for_docker, "cc": _missing_for_cc}
 
 
 @functools.cache

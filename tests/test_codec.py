@@ -1,6 +1,7 @@
 """The codec: what goes in comes out, and anything else is one kind of error."""
 
 import dataclasses
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -130,6 +131,43 @@ def test_the_size_is_checked_before_anything_is_read() -> None:
 def test_claimed_lengths_beyond_the_limit_are_refused() -> None:
     with pytest.raises(MalformedData):
         codec.decode(Basket, b"\xdc\x04\x92" * 390, bytes_max=LIMIT, items_max=256)
+
+
+def memory_for(data: bytes) -> tuple[str, int]:
+    """Why these bytes were refused, and what it took at its peak to find out."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(MalformedData) as refused:
+            codec.decode(Basket, data, bytes_max=2**23)
+        return refused.value.message, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def array(*items: bytes) -> bytes:
+    """What begins an array in MessagePack and counts up to 65,535 items, and these."""
+    return b"\xdc" + len(items).to_bytes(2, "big") + b"".join(items)
+
+
+@pytest.mark.parametrize("empty", [b"\x90", b"\x80", b"\x91\x01", b"\x81\x01\x01"], ids=["list", "map", "of one", "map of one"])
+def test_small_bytes_do_not_become_millions_of_objects(empty: bytes) -> None:
+    bomb = array(*[array(*[empty] * 4_096)] * 512)
+    message, peak = memory_for(bomb)
+    assert "more than 524288 values" in message
+    assert len(bomb) >= 2**21 and peak < 100 * 2**20
+
+
+def test_a_body_of_many_values_that_each_are_something_is_read() -> None:
+    apples = tuple(dataclasses.replace(APPLE, names=("",) * 16_000) for _ in range(32))
+    basket = Basket(fruit=apples)
+    assert codec.decode(Basket, codec.encode(basket), bytes_max=LIMIT) == basket
+
+
+@pytest.mark.parametrize("length", [1_300, 8_192, LIMIT])
+def test_arrays_in_arrays_that_claim_what_is_not_there_take_no_memory(length: int) -> None:
+    bomb = (b"\xdc\x3e\x80" * length)[:length]
+    _, peak = memory_for(bomb)
+    assert peak < 2**16 + 2 * length, "it took 66 MiB for each 3,000 bytes"
 
 
 def test_json_errors_name_the_field() -> None:

@@ -179,6 +179,18 @@ def test_alone_where_no_mdns_is_heard_the_network_is_suspected(facts: Facts) -> 
     assert check(replace(deaf, mdns=False), "peers").detail == "alone"
 
 
+def test_alone_beside_another_mesh_it_prints_the_commands_that_move_over(facts: Facts) -> None:
+    alone = replace(facts, members=(ME,), other_meshes=("10.0.0.7:7733", "10.0.0.8:7733"))
+    found = check(alone, "peers")
+    assert found.detail == "alone, but a mesh is in sight at 10.0.0.7:7733: its key is another than this machine's"
+    over = "`meshq leave; meshq join --new --key-file F --seed 10.0.0.7:7733` to move over"
+    assert found.fix == f"with what `meshq key` prints there in F: {over}"
+    missed = check(replace(alone, remembered=(member("x", "c", Liveness.DEAD),)), "peers")
+    assert "alone (none of the others answers: x), but a mesh is in sight" in missed.detail
+    assert "`meshq key install --key-file F; meshq key use ID` if it is this mesh with a new key" in missed.fix
+    assert check(replace(alone, members=(ME, BOB)), "peers").ok, "two meshes on one network are no fault"
+
+
 def test_peers_that_do_not_answer_are_named_and_those_that_left_are_not(facts: Facts) -> None:
     gone = (member("x", "c", Liveness.DEAD), member("y", "d", Liveness.LEFT))
     found = check(replace(facts, members=(ME, BOB, *gone)), "peers")
@@ -219,7 +231,7 @@ def test_other_versions_are_named_with_who_has_them(facts: Facts) -> None:
 
 
 CLOCKS: list[tuple[dict[PeerId, float], bool, str]] = [
-    ({}, True, "nobody to compare it with yet"),
+    ({}, True, "nothing to compare it with yet"),
     ({BOB.peer: -1.9}, True, "within 1.9 s of the others"),
     ({BOB.peer: 2.1}, False, "2.1 s behind bob's: one of the two is wrong"),
     ({BOB.peer: 0.5, CYD.peer: 900.0}, True, "within 0.5 s of the others; these are off: cyd"),
@@ -287,19 +299,36 @@ def test_that_no_udp_packet_ever_came_is_better_evidence(facts: Facts) -> None:
     assert found.detail.startswith("no UDP packet ever got here")
 
 
+SILENT = replace(link(tcp=False), heard_seconds=44.0)
+MATTERS = "tasks, code and logs travel by TCP"
 TCP: list[tuple[list[Connectivity], bool, str]] = [
     ([], True, "port 7733; nobody is there to try it with; 3 connections came in"),
-    ([link(tcp=None)], True, "port 7733; no probe of others needed it yet; 3 connections came in"),
-    ([link(), link(tcp=None)], True, "port 7733; to 1 of 2; 3 connections came in"),
-    ([link(tcp=False), link()], False, "TCP does not get to bob, though UDP does: tasks, code and logs travel by TCP"),
-    ([link(udp=False, tcp=False), link()], False, "neither UDP nor TCP gets to bob, held alive by others"),
-]
+    ([link(tcp=None)], True, "port 7733; not tried with anybody yet; 3 connections came in"),
+    ([link(), link()], True, "port 7733; to 2 of 2; 3 connections came in"),
+    ([link(), link(tcp=None)], True, "port 7733; to 1 of 2, the others were not tried yet; 3 connections came in"),
+    ([link(tcp=False), link()], False, f"TCP does not get to bob, though UDP does: {MATTERS}"),
+    ([link(tcp=False), link(), link(tcp=False)], False, f"TCP does not get to bob, dan, though UDP does: {MATTERS}"),
+    ([link(udp=None, tcp=False), link(tcp=None)], False, f"TCP does not get to bob: {MATTERS}"),
+    ([link(udp=False, tcp=False), link()], False, f"neither UDP nor TCP gets to bob, held alive by others: {MATTERS}"),
+    ([SILENT], False, f"neither UDP nor TCP gets to bob, held alive by others: {MATTERS}"),
+    ([link(udp=False, tcp=False), link(tcp=False)], False,
+     f"TCP does not get to cyd, though UDP does; neither UDP nor TCP gets to bob, held alive by others: {MATTERS}"),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("links", "ok", "detail"), TCP)
-def test_tcp_that_does_not_pass_is_found(facts: Facts, links: list[Connectivity], ok: bool, detail: str) -> None:
+def test_tcp_that_does_not_pass_is_found_and_everybody_named_to_whom_it_does_not(
+    facts: Facts, links: list[Connectivity], ok: bool, detail: str
+) -> None:
     found = check(with_links(facts, *links), "tcp")
     assert (found.ok, found.detail) == (ok, detail)
+
+
+def test_where_tcp_gets_to_nobody_of_several_it_is_this_machine_s_firewall(facts: Facts) -> None:
+    lost = link(tcp=False, port=7734)
+    assert "TCP out to port 7734 in the firewall of this machine" in check(with_links(facts, lost, lost), "tcp").fix
+    for links in ([lost], [lost, link()]):
+        assert "open TCP port 7734 in the firewall there (`ufw allow 7734/tcp`" in check(with_links(facts, *links), "tcp").fix
 
 
 def test_who_is_never_reached_by_tcp_is_told_after_a_while(facts: Facts) -> None:
@@ -328,6 +357,32 @@ def test_addresses_that_lead_nowhere_are_no_addresses(facts: Facts) -> None:
     unplugged = measured(facts, interfaces=(replace(ETH, carrier=False),))
     assert "10.0.0.1:7733 (eth0, unplugged)" in check(unplugged, "addresses").detail
     assert not check(unplugged, "addresses").ok
+
+
+LO = Interface("lo", ("127.0.0.1", "::1"))
+OFFLINE: list[tuple[tuple[Interface, ...], tuple[Address, ...], str, bool]] = [
+    ((LO,), (at("127.0.0.1"), at("::1")), "", True),
+    ((), (at("127.0.0.1"),), "", True),
+    ((LO,), (), "", True),
+    ((LO, DOCKER0), (at("172.17.0.1"),), "", True),
+    ((LO, replace(ETH, carrier=False)), (at("10.0.0.1"),), "10.0.0.1", True),
+    ((LO, VPN), (at("10.0.0.1"),), "10.0.0.1", True),
+    ((LO, ETH), (at("127.0.0.1"),), "127.0.0.1", False),
+    ((LO, ETH), (at("127.0.0.9"),), "127.0.0.9", False),
+]
+
+
+@pytest.mark.parametrize(("interfaces", "told", "bind", "offline"), OFFLINE)
+def test_a_machine_without_a_network_is_told_that_and_is_not_blamed_for_what_follows_from_it(
+    facts: Facts, interfaces: tuple[Interface, ...], told: tuple[Address, ...], bind: str, offline: bool
+) -> None:
+    alone = measured(replace(facts, members=(ME,), links={}, health=7, addresses=told, bind=bind), interfaces=interfaces)
+    found = check(alone, "addresses")
+    assert (found.ok, bool(found.fix)) == (not offline, offline)
+    assert check(alone, "health").ok is offline
+    assert ("see `addresses`" in check(alone, "peers").fix) is offline
+    held_up = check(replace(alone, health=0, stalls=9, running_seconds=60.0), "health")
+    assert not held_up.ok, "that is counted here, whatever the network does"
 
 
 def test_an_address_that_is_bound_and_gone_is_told(facts: Facts) -> None:
@@ -412,8 +467,12 @@ def test_a_gpu_that_fails_or_is_cut_into_parts_is_told(facts: Facts) -> None:
     two = replace(facts, gpu_state="", telemetry=Telemetry(gpus=gpus[:2]), gpu_faults={1: "it must be reset"})
     assert check(two, "gpus").detail == "1 of 2 can't be used: GPU 1: it must be reset"
     parted = check(replace(facts, gpu_state="", telemetry=Telemetry(gpus=gpus)), "gpus")
-    assert (parted.ok, parted.detail) == (False, "1 of 3 can't be used, being in MIG mode: GPU 2")
-    assert "-i 2 -mig 0" in parted.fix
+    assert (parted.ok, parted.detail) == (False, "1 of 3 can't be used: in MIG mode: GPU 2")
+    assert "-i 2 -mig 0" in parted.fix and "says of it" not in parted.fix
+    both = check(replace(two, telemetry=Telemetry(gpus=gpus)), "gpus")
+    assert both.detail == "2 of 3 can't be used: GPU 1: it must be reset; in MIG mode: GPU 2"
+    assert "nvidia-smi` says" in both.fix and "-i 2 -mig 0" in both.fix and len(both.fix) < 200
+    assert check(replace(two, telemetry=Telemetry(gpus=gpus), gpu_faults={2: "it is lost"}), "gpus").detail.endswith("is lost")
     assert host.NO_DRIVER == NO_DRIVER
 
 
@@ -462,6 +521,37 @@ def test_a_clock_is_compared_with_the_stamp_that_travelled_and_its_age() -> None
         ("e", Telemetry(wall=float("inf")), 1.0),
     )  # fmt: skip
     assert {peer: round(offset, 3) for peer, offset in facts.clocks.items()} == {peer_for("b"): 0.0, peer_for("c"): 7.0}
+
+
+def test_a_stamp_that_lay_in_a_socket_while_this_process_stood_still_says_nothing_of_a_clock() -> None:
+    others = [gossip.member(name) for name in "bcd"]
+    core, peers = gossip.swim("a", *others), Peers(gossip.member("a"), Telemetry(), 0.0)
+    for other in others:
+        peers.handle_member(0.0, other)
+
+    def read(name: str, version: int, wall: float, now: float) -> None:
+        sender = gossip.member(name)
+        record = Record(sender.peer, sender.epoch, version, 0, codec.encode(Telemetry(wall=wall)))
+        core.handle_packet(now, gossip.packet(name, records=(record,)), gossip.address(name))
+        peers.handle_record(sender.peer, record.data)
+
+    def clocks(now: float) -> dict[str, float]:
+        seen = doctor.gather(
+            Measured(), now=now, wall=5_000.0 + now, started=0.0, home=Path("/"), settings=Settings(), port=7733,
+            addresses=(), swim=core, peers=peers, gossip={}, mdns_problem="", sample=None, accepted=None, keys=None,
+        ).clocks  # fmt: skip
+        return {peers.name(peer): offset for peer, offset in seen.items()}
+
+    read("b", 1, 5_099.0, 99.0)
+    read("c", 1, 5_100.5, 400.0)  # read first thing after 300 s, before anybody noticed that they have passed
+    core.handle_stall(400.0, 300.0)
+    read("d", 1, 5_100.7, 400.1)  # the rest of what waited
+    assert clocks(400.2) == {"b": 0.0}
+    core.handle_stall(401.5, 1.2)
+    assert clocks(401.6) == {"b": 0.0}, "a stall that follows makes the stamps before it no better"
+    read("c", 2, 5_403.0, 403.0)
+    read("d", 2, 5_410.0, 403.0)
+    assert clocks(403.5) == {"b": 0.0, "c": 0.0, "d": 7.0}
 
 
 def test_the_facts_are_those_of_the_parts() -> None:

@@ -43,10 +43,22 @@ def test_an_address_that_this_machine_lacks_is_named_with_those_that_it_has(addr
         machine.open_ports(address, None)
 
 
-@pytest.mark.parametrize("address", ["lab3", "224.0.0.1", "fe80::1"])
-def test_what_is_no_address_to_listen_on_is_wrong_usage(address: str) -> None:
-    with pytest.raises(UsageError, match="--bind"):
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("lab3", "no IP address"), ("224.0.0.1", "multicast"), ("ff02::1", "multicast"), ("fe80::1", "link-local"),
+        ("255.255.255.255", "a broadcast address"), ("127.255.255.255", "a broadcast address"),
+    ],
+)  # fmt: skip
+def test_what_is_no_address_to_listen_on_is_wrong_usage(address: str, why: str) -> None:
+    with pytest.raises(UsageError, match=f"--bind: .*{why}") as told:
         machine.check(Settings(bind=address), ["bind"])
+    assert "0.0.0.0 or ::" in told.value.hint
+
+
+@pytest.mark.parametrize("address", ["", "0.0.0.0", "::", "127.0.0.1", "127.0.0.9", "::1"])
+def test_what_can_be_listened_on_is_no_problem(address: str) -> None:
+    assert machine.bind_problem(address) is None
 
 
 @pytest.mark.parametrize(("bind", "host"), [("::ffff:127.0.0.1", "127.0.0.1"), ("0::1", "::1"), ("0.0.0.0", "0.0.0.0")])

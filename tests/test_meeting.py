@@ -11,8 +11,10 @@ from random import Random
 import pytest
 
 from meshq import meeting as module
+from meshq import seeds
 from meshq.errors import Unreachable
 from meshq.gossip import snapshot
+from meshq.gossip.discovery import Announcement, Discovery
 from meshq.gossip.effects import Effect, MemberChanged, Sync
 from meshq.gossip.member import Address, Liveness, Member
 from meshq.gossip.roster import KnownPeer
@@ -20,7 +22,7 @@ from meshq.gossip.swim import PROFILES, Swim
 from meshq.gossip.transport import GossipShell, open_socket
 from meshq.gossip.wire import Rumor
 from meshq.ids import PeerId
-from meshq.meeting import Meeting, advice_for_one_alone
+from meshq.meeting import Meeting, advice_for_one_alone, nearest
 from meshq.peers import Peers
 from meshq.settings import Settings
 from meshq.task import Telemetry
@@ -45,6 +47,7 @@ class Alone:
 
     def __init__(self, settings: Settings, path: Path) -> None:
         self.asked: list[Address] = []
+        self.strangers: list[str] = []
         self.now: Callable[[], float] = time.monotonic
         self.addresses: tuple[Address, ...] = HOME
         self.address_looks = 0
@@ -57,7 +60,7 @@ class Alone:
         )  # fmt: skip
         self.meeting = Meeting(
             settings=settings, path=path, gossip=self.gossip, peers=self.peers, addresses=self._look_at_addresses,
-            clock=lambda: self.now(), on_forgotten=lambda: None,
+            clock=lambda: self.now(), rng=Random(0), strangers=lambda: self.strangers, on_forgotten=lambda: None,
         )  # fmt: skip
 
     def _look_at_addresses(self) -> tuple[Address, ...]:
@@ -124,8 +127,9 @@ async def looked(one: Alone) -> None:
 
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses that a test can wait for."""
-    monkeypatch.setattr(module, "SEED_PAUSE_MIN", 0.02)
-    monkeypatch.setattr(module, "SEED_PAUSE_MAX", 0.05)
+    monkeypatch.setattr(seeds, "PAUSE_MIN", 0.02)
+    monkeypatch.setattr(seeds, "PAUSE_MAX", 0.05)
+    monkeypatch.setattr(module, "SEED_SECONDS", 0.01)
     monkeypatch.setattr(module, "ALONE_WATCH_SECONDS", 0.01)
     monkeypatch.setattr(module, "NETWORKS_SECONDS", 0.02)
 
@@ -143,22 +147,22 @@ def test_all_seeds_are_asked_as_long_as_nobody_is_there(tmp_path: Path, monkeypa
     story(Settings(mdns=False, seeds=SEEDS), tmp_path / "peers", told)
 
 
-@pytest.mark.parametrize(("alive", "dead", "asks"), [(1, 2, True), (2, 2, False), (2, 1, False)])
-def test_one_seed_is_asked_as_long_as_more_than_half_are_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: int, dead: int, asks: bool
+def test_seeds_are_asked_now_and_then_however_well_the_mesh_is_but_for_those_that_are_members(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Two sides that have forgotten each other are both well."""
     quick(monkeypatch)
+    monkeypatch.setattr(seeds, "REST", 0.05)
 
     async def told(one: Alone) -> None:
-        one.hear_of(*(member(name) for name in "zyx"[:alive]), *(member(name, DEAD) for name in "bcde"[:dead]))
-        assert len(one.peers.others_alive()) == alive
+        one.hear_of(member("z", addresses=(Address("127.0.0.1", 2), Address("10.0.0.9", 1))), member("y"))
+        assert len(one.peers.others_alive()) == 2
         await looked(one)  # and what was asked while it was alone has been asked
         one.asked.clear()
-        if asks:
-            await until(lambda: len(one.asked) >= 4, "it goes on asking")
-        else:
-            await looked(one)
-            assert [address for address in one.asked if address.host == "127.0.0.1"] == []
+        await until(lambda: len(one.asked) >= 8, "it goes on asking")
+        assert {address for address in one.asked if address.host == "127.0.0.1"} == {
+            Address("127.0.0.1", 1), Address("127.0.0.1", 3),
+        }  # fmt: skip
 
     story(Settings(mdns=False, seeds=SEEDS), tmp_path / "peers", told)
 
@@ -255,6 +259,50 @@ def test_the_advice_is_a_command_that_can_be_typed_on_the_other_machine() -> Non
     assert advice_for_one_alone(Settings(profile="wan"), (v6, v4), 0).endswith(
         "meshq join --key-file KEY --seed [fd00::5]:7733 --profile wan; this machine is also 192.168.1.5:7733"
     )
+
+
+def test_the_advice_beside_another_mesh_is_how_to_move_over_to_it() -> None:
+    here = (Address("192.168.1.5", 7_733),)
+    text = advice_for_one_alone(Settings(seeds=("lab1:7733",)), here, 0, ("lab1:7733", "192.168.1.9:7733"))
+    assert text == (
+        "no other peer is in sight. A mesh is in sight at lab1:7733, 192.168.1.9:7733, but its key is another than this "
+        "machine's. To move over, save what `meshq key` prints there into a file KEY here, and run here (what this machine has "
+        "of its mesh is put aside): meshq leave; meshq join --new --key-file KEY --seed lab1:7733. To add a machine, save what "
+        "`meshq key` prints here into a file KEY there, and run there: meshq join --key-file KEY --seed 192.168.1.5:7733"
+    )
+    renewed = "If it is this mesh with a new key: meshq key install --key-file KEY; meshq key use ID."
+    assert renewed in advice_for_one_alone(Settings(), here, 2, ("192.168.1.9:7733",))
+    assert "To add a machine" not in advice_for_one_alone(Settings(bind="127.0.0.1"), (), 0, ("127.0.0.1:9",))
+
+
+def test_of_another_mesh_the_address_is_named_that_this_machine_can_reach() -> None:
+    own = (Address("192.168.1.5", 7_733), Address("fd00:1::5", 7_733))
+    docker, lan, v6 = Address("172.17.0.1", 9), Address("192.168.1.9", 9), Address("fd00:1::4e2f:91ff:fe03:17", 9)
+    assert nearest((docker, v6, lan), own) == lan
+    assert nearest((docker, v6), own) == v6
+    assert nearest((docker, lan), ()) == docker, "nothing is known"
+
+
+def test_a_seed_that_answers_with_another_key_and_what_mdns_sees_are_other_meshes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "told_addresses", lambda port, bind: (Address("192.168.1.5", port),))
+
+    async def told(one: Alone) -> None:
+        one.meeting._discovery = discovery = Discovery(
+            tags=lambda: ("ours",), instance="me", port=1, addresses=tuple, found=one.asked.extend,
+            is_live=lambda instance: False, members=lambda: 0,
+        )  # fmt: skip
+        assert not one.meeting.other_meshes
+        discovery._handle_found("x", Announcement("theirs", (Address("172.17.0.1", 9), Address("192.168.1.9", 9))))
+        assert list(one.meeting.other_meshes) == ["192.168.1.9:9"]
+        one.strangers.append("127.0.0.2")
+        assert list(one.meeting.other_meshes) == ["127.0.0.2:1", "192.168.1.9:9"]
+        one.now = lambda: time.monotonic() + 60
+        one.meeting._alone_since = time.monotonic()
+        assert "127.0.0.2:1, 192.168.1.9:9, but its key is another" in one.meeting.advice
+
+    story(Settings(mdns=False, seeds=("127.0.0.1:1", "127.0.0.2:1")), tmp_path / "peers", told, run=False)
 
 
 def test_the_advice_says_what_was_tried() -> None:

@@ -4,7 +4,7 @@ from meshq import codec
 from meshq.gossip.member import Address, Liveness, Member
 from meshq.gossip.roster import KnownPeer
 from meshq.ids import Epoch, PeerId
-from meshq.peers import Peers, free_name
+from meshq.peers import Peers
 from meshq.task import Telemetry
 
 ME, OTHER = PeerId("b" * 52), PeerId("c" * 52)
@@ -71,17 +71,6 @@ def test_what_a_remembered_peer_had_counts_until_it_says_something_newer() -> No
     assert book.views()[OTHER].telemetry == had
     book.handle_member(11.0, member(OTHER, liveness=Liveness.DEAD))
     assert book.views()[OTHER].telemetry == had
-
-
-def test_the_peer_with_the_smaller_id_keeps_its_name() -> None:
-    members = [member(ME, "lab"), member(OTHER, "lab")]
-    assert free_name("lab", ME, members) == "lab"
-    assert free_name("lab", OTHER, members) == "lab-2"
-
-
-def test_the_suffix_is_the_first_that_nobody_before_has() -> None:
-    members = [member(PeerId("a" * 52), "lab"), member(ME, "lab-2"), member(OTHER, "lab")]
-    assert free_name("lab", OTHER, members) == "lab-3"
 
 
 def test_whom_gossip_has_forgotten_is_known_no_more_and_i_always_am() -> None:

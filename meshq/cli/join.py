@@ -10,7 +10,7 @@ import signal
 import stat
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -19,6 +19,9 @@ from meshq.cli import screen
 from meshq.client import Client
 from meshq.errors import UsageError
 from meshq.terminal import harmless
+
+if TYPE_CHECKING:
+    from ipaddress import IPv6Address
 
 OPTIONS_BYTES_MAX: Final = 32 * 1024  # must fit into a pipe that nobody reads yet (64 KiB on Linux, 16 KiB at worst elsewhere)
 KEY_FILE_BYTES_MAX: Final = 4_096
@@ -177,15 +180,32 @@ def check_seed(text: str) -> str:
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):
         host, port = text, str(config.PORT_DEFAULT)
-    bare = host.removeprefix("[").removesuffix("]")
-    if (
-        not bare
-        or (":" in bare) != (host != bare)
-        or not (port.isdigit() and 0 < int(port) < 65_536)
-        or any(map(str.isspace, text))
-    ):
-        raise UsageError(f"--seed: `{text}` is no HOST:PORT", f"write it as in `--seed lab-1:{config.PORT_DEFAULT}`")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    v6 = _ipv6(bare)
+    if any(each is not None and each.is_link_local for each in (v6, _ipv6(text))):
+        raise UsageError(
+            f"--seed: `{text}` is link-local: on each machine it means another cable",
+            "name another address of that machine, or its host name",
+        )
+    wrong = not bare or (":" in bare and v6 is None) or (v6 is not None) != (host != bare)
+    if wrong or not _is_port(port) or any(map(str.isspace, text)):
+        form = "'[fd00::3]:7733'` (brackets, and quotes for the shell)" if text.count(":") > 1 else "lab-1:7733`"
+        raise UsageError(f"--seed: `{text}` is no HOST:PORT", f"write it as in `--seed {form}")
     return f"{host}:{port}"
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and 0 < int(text) < 65_536
+
+
+def _ipv6(text: str) -> "IPv6Address | None":
+    """The address that the text is; None for what is none."""
+    from ipaddress import AddressValueError, IPv6Address
+
+    try:
+        return IPv6Address(text)
+    except AddressValueError:
+        return None
 
 
 def read_key(path: Path | str | None) -> str | None:

@@ -18,6 +18,7 @@ from meshq.cli import screen
 from meshq.cli.commands import Command, Group
 from meshq.cli.figures import plural
 from meshq.cli.join import read_key
+from meshq.cli.layouts import folded
 from meshq.cli.options import Json
 from meshq.cli.table import Cell, Column, table
 from meshq.client import AgentGone, Client
@@ -65,7 +66,10 @@ def key(context: typer.Context, json: Json = False) -> None:
 
 
 def list_keys(json: Json = False) -> None:
-    """List the keys that the mesh accepts, by their ids, and how many machines have each."""
+    """List the keys that the mesh accepts, by their ids, and how many machines have each.
+
+    Below the table: the known machines that are off, and are not known to have a key.
+    """
     with Client() as client:
         try:
             found = client.keys()
@@ -100,7 +104,11 @@ def install(
         return
     screen.say(_said("is installed", done))
     _remark(done)
-    screen.hint(f"when `meshq key list` shows it everywhere: `meshq key use {done['id']}`")
+    use_it = f"`meshq key use {done['id']}`"
+    if text is not None and not done["failed"] and len(done["peers"]) < 2:
+        screen.hint(f"to have this machine use it: {use_it}")
+    else:
+        screen.hint(f"when `meshq key list` shows it everywhere: {use_it}")
 
 
 def use(key: KeyId, without: Without = None, json: Json = False) -> None:
@@ -115,23 +123,35 @@ def use(key: KeyId, without: Without = None, json: Json = False) -> None:
         return
     screen.say(_said("is in use", done))
     _remark(done)
+    if done["peers"]:
+        screen.hint("before `meshq key remove` of the old one see in `meshq key list` who is off and would be locked out")
+    else:
+        screen.hint("start the agent: `meshq join`")
 
 
 def remove(keys: KeyIds, without: Without = None, json: Json = False) -> None:
-    """Accept these keys no longer: whoever has no other is out. Refused while a live machine uses one of them."""
+    """Accept these keys no longer: whoever has no other is out. Refused while a live machine uses one of them.
+
+    `meshq key list` names the machines that are off and would be locked out.
+    """
     with Client() as client:
         done = client.remove_keys(keys, without or ())
     if json:
         screen.document(done)
         return
-    screen.say(_said("was removed", done))
+    screen.say(_said("were removed" if "," in done["id"] else "was removed", done))
     _remark(done)
 
 
 def key_lines(document: KeysDocument, width: int) -> list[str]:
-    """One line for each key, the one in use first."""
+    """One line for each key, the one in use first; then who is off without it."""
     columns = (Column("KEY"), Column("USED"), Column("MACHINES", right=True), Column("LACKING", gives_way=True))
-    return table(columns, [_row(each) for each in document["keys"]], width, screen.paint)
+    lines = table(columns, [_row(each) for each in document["keys"]], width, screen.paint)
+    for key in document["keys"]:
+        if off := key.get("off"):
+            text = f"off, and not known to have {key['id']}: {', '.join(off)}"
+            lines += [screen.paint(each, "yellow") for each in folded(text, width)]
+    return lines
 
 
 def _row(key: KeyDocument) -> list[Cell | str]:
@@ -143,7 +163,8 @@ def _row(key: KeyDocument) -> list[Cell | str]:
 def _said(what: str, done: KeyStepDocument) -> str:
     machines = plural(len(done["peers"]), "machine")
     where = f" at {machines}: {', '.join(done['peers'])}" if done["peers"] else " in this home"
-    return harmless(f"key {done['id']} {what}{where}")
+    ids = done["id"].split(",")
+    return harmless(f"{'key' if len(ids) == 1 else 'keys'} {', '.join(ids)} {what}{where}")
 
 
 def _remark(done: KeyStepDocument) -> None:
@@ -154,7 +175,11 @@ def _remark(done: KeyStepDocument) -> None:
     if left_out := done.get("left_out"):
         screen.note(f"do not get the key: {', '.join(left_out)}")
     if stranded := done.get("stranded"):
-        screen.warn(f"off, and without a key that is still accepted: {', '.join(stranded)}; give them the new one by hand")
+        screen.warn(f"off, and locked out now, as far as is known: {', '.join(stranded)}")
+        screen.hint(
+            "on each of them: `meshq key install --key-file F` with what `meshq key` prints here in F, then "
+            "`meshq key use ID`, then `meshq join` if no agent runs there"
+        )
 
 
 def _offline(home: Home, gone: AgentGone, request: dict[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""The documents of the agent, laid out for people. Pure: documents in, lines out, at 80 columns and more."""
+"""The documents of the agent, laid out for people. Pure: documents in, lines out, at 60 columns and more."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -70,8 +70,9 @@ def status_lines(
 
 def machine_lines(peers: Sequence[PeerDocument], names: Mapping[str, str], width: int, paint: Paint) -> list[str]:
     columns = (
-        Column("MACHINE", gives_way=True), Column("STATE"), Column("CPU", right=True), Column("MEMORY", right=True),
-        Column("FREE GPUS", right=True), Column("GPU USE", right=True), Column("FREE SLOTS", right=True),
+        Column("MACHINE", gives_way=True), Column("STATE"), Column("CPU", right=True, goes=1),
+        Column("MEMORY", right=True, goes=2), Column("FREE GPUS", right=True), Column("GPU USE", right=True, goes=3),
+        Column("FREE SLOTS", right=True),
         Column("RUNNING", gives_way=True),
     )  # fmt: skip
     lines = table(columns, [_machine_row(peer, names) for peer in peers], width, paint)
@@ -155,15 +156,15 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def queue_lines(queues: Sequence[QueueDocument], width: int, paint: Paint) -> list[str]:
     columns = (
         Column("QUEUE", gives_way=True), Column("QUEUED", right=True),
-        Column("RUNNING", right=True), Column("SUCCEEDED", right=True), Column("FAILED", right=True),
-        Column("CANCELLED", right=True, only_if_used=True), Column("MACHINES", right=True),
+        Column("RUNNING", right=True), Column("SUCCEEDED", right=True, goes=2), Column("FAILED", right=True),
+        Column("CANCELLED", right=True, only_if_used=True, goes=3), Column("MACHINES", right=True, goes=1),
         Column("WAITING", right=True), Column("EXPECTED", right=True, only_if_used=True),
     )  # fmt: skip
     lines = table(columns, [_queue_row(queue) for queue in queues], width, paint)
     for queue in queues:
         if queue["queued"] and not queue["peers"]:
-            text = f"No machine that is alive serves the queue {line(queue['name'])}: its tasks wait for one"
-            lines.append(paint(text, "yellow"))
+            text = f"No machine that is alive serves the queue {queue['name']}: its tasks wait for one"
+            lines += [paint(part, "yellow") for part in folded(text, width)]
     return lines
 
 
@@ -176,7 +177,7 @@ def _queue_row(queue: QueueDocument) -> Row:
 def active_lines(active: Sequence[TaskSummaryDocument], now: datetime, width: int, paint: Paint) -> list[str]:
     columns = (
         Column("TASK"), Column("NAME", gives_way=True), Column("STATUS"), Column("QUEUE", gives_way=True),
-        Column("MACHINE", gives_way=True), Column("BY", gives_way=True), Column("TIME", right=True),
+        Column("MACHINE", gives_way=True), Column("BY", gives_way=True, goes=1), Column("TIME", right=True),
     )  # fmt: skip
     ids = short_ids(active)
     rows: list[Row] = [
@@ -195,8 +196,8 @@ def task_lines(tasks: Sequence[TaskSummaryDocument], now: datetime, width: int, 
     if not tasks:
         return ["No tasks"]
     columns = (
-        Column("TASK"), Column("NAME", gives_way=True), Column("STATUS"), Column("QUEUE", gives_way=True),
-        Column("MACHINE", gives_way=True), Column("SUBMITTED", right=True), Column("TIME", right=True),
+        Column("TASK"), Column("NAME", gives_way=True), Column("STATUS"), Column("QUEUE", gives_way=True, goes=1),
+        Column("MACHINE", gives_way=True), Column("SUBMITTED", right=True, goes=2), Column("TIME", right=True),
         Column("EXIT", right=True),
     )  # fmt: skip
     ids = short_ids(tasks)
@@ -275,7 +276,8 @@ def _ended(task: TaskSummaryDocument, now: datetime) -> str:
 
 def _attempt_lines(attempts: Sequence[AttemptDocument], now: datetime, width: int, paint: Paint) -> list[str]:
     columns = (
-        Column("ATTEMPT", right=True), Column("MACHINE", gives_way=True), Column("STATUS"), Column("STARTED", right=True),
+        Column("ATTEMPT", right=True), Column("MACHINE", gives_way=True), Column("STATUS"),
+        Column("STARTED", right=True, goes=1),
         Column("TIME", right=True), Column("EXIT", right=True), Column("REASON", gives_way=True, only_if_used=True),
     )  # fmt: skip
     rows: list[Row] = [
@@ -332,11 +334,15 @@ def peer_lines(peers: Sequence[PeerDocument], width: int, paint: Paint) -> list[
     )  # fmt: skip
     rows = [_peer_row(peer) for peer in peers]
     lines = _roomy_table(columns, rows, PEER_COLUMNS_MIN, width, paint)
-    by_tcp = [peer["name"] for peer in peers if (link := peer.get("connectivity")) and link["transport"] == "tcp"]
-    if by_tcp:
-        text = f"UDP does not get to {several(by_tcp)} and back: `meshq doctor` says what to do"
-        lines += ["", *(paint(each, "yellow") for each in folded(text, width))]
-    return lines
+    ways = [(peer["name"], _via(peer).text) for peer in peers]
+    lost = {kind: [name for name, way in ways if way == via] for kind, via in (("UDP", "TCP only"), ("TCP", "UDP only"))}
+    texts = [
+        f"{kind} does not get to {several(names)} and back: `meshq doctor` says what to do"
+        for kind, names in lost.items()
+        if names
+    ]
+    remarks = [paint(part, "yellow") for text in texts for part in folded(text, width)]
+    return [*lines, "", *remarks] if remarks else lines
 
 
 def _roomy_table(columns: Sequence[Column], rows: Sequence[Row], least: int, width: int, paint: Paint) -> list[str]:
@@ -380,8 +386,10 @@ def _via(peer: PeerDocument) -> Cell:
     link = peer.get("connectivity", ABSENT)
     if link is None:
         return Cell("here", "bold")
+    if link.get("silent"):
+        return Cell("silent", "yellow")
     if link["transport"] == "udp":
-        return Cell("UDP")
+        return Cell("UDP only", "yellow") if link["tcp"] is False else Cell("UDP")
     if link["transport"] == "tcp":
         return Cell("TCP only", "yellow")
     lost = link["udp"] is False and link["tcp"] is False and peer["liveness"] not in GONE

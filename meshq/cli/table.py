@@ -18,6 +18,7 @@ class Column:
     gives_way: bool = False  # may be shortened with an ellipsis where the terminal is narrow
     keeps_end: bool = False  # and then loses its middle: of a file's name the end says most
     only_if_used: bool = False  # left out when no row has anything to say in it
+    goes: int = 0  # left out where not even the shortened columns fit, the greatest first; 0: never
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +32,32 @@ class Cell:
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell | str]], width: int, paint: Paint) -> list[str]:
-    """A title line and one line per row, at most `width` wide as far as the columns that give way allow."""
+    """A title line and one line per row, at most `width` wide as far as the columns that give way or go allow."""
     cells = [[each if isinstance(each, Cell) else Cell(each) for each in row] for row in rows]
     cells = [[Cell(harmless(each.text).replace("\n", " "), each.style) for each in row] for row in cells]
     shown = [i for i, column in enumerate(columns) if not column.only_if_used or any(not row[i].empty for row in cells)]
+    natural = {i: max(len(each) for each in (columns[i].title, *(row[i].text for row in cells))) for i in shown}
+    least = {i: min(natural[i], max(SHORTEST, len(columns[i].title))) if columns[i].gives_way else natural[i] for i in shown}
+    for i in sorted((i for i in shown if columns[i].goes), key=lambda i: columns[i].goes, reverse=True):
+        if _whole([least[each] for each in shown]) > width:
+            shown.remove(i)
     columns = [columns[i] for i in shown]
     cells = [[row[i] for i in shown] for row in cells]
-    natural = [max(len(each) for each in (column.title, *(row[i].text for row in cells))) for i, column in enumerate(columns)]
-    widths = _fit(columns, natural, width)
+    widths = _fit([natural[i] for i in shown], [least[i] for i in shown], width)
     title = [Cell(column.title, "dim") for column in columns]
     return [_line(columns, row, widths, paint) for row in (title, *cells)]
 
 
-def _fit(columns: Sequence[Column], natural: list[int], width: int) -> list[int]:
+def _whole(widths: Sequence[int]) -> int:
+    return sum(widths) + len(GAP) * (len(widths) - 1)
+
+
+def _fit(natural: Sequence[int], least: Sequence[int], width: int) -> list[int]:
+    """The widest that may give way does, again and again."""
     widths = list(natural)
-    floors = [max(SHORTEST, len(column.title)) if column.gives_way else natural[i] for i, column in enumerate(columns)]
-    while sum(widths) + len(GAP) * (len(widths) - 1) > width:
-        widest = max(range(len(widths)), key=lambda i: (widths[i] > floors[i], widths[i]))
-        if widths[widest] <= floors[widest]:
+    while _whole(widths) > width:
+        widest = max(range(len(widths)), key=lambda i: (widths[i] > least[i], widths[i]))
+        if widths[widest] <= least[widest]:
             break
         widths[widest] -= 1
     return widths

@@ -12,7 +12,7 @@ from meshq.cli import figures, layouts, screen
 from meshq.cli.boundary import EXIT_DETACHED
 from meshq.cli.options import Json, TaskName, TaskNames, complete_queue
 from meshq.client import Client, exit_code
-from meshq.documents import ACTIVE, STATUSES, SubmittedDocument, WaitDocument
+from meshq.documents import ACTIVE, STATUSES, SubmittedDocument, WaitDocument, WithoutCopyDocument
 from meshq.errors import Unplaceable, UsageError
 from meshq.pieces import Piece, remarks
 from meshq.terminal import LogView, harmless
@@ -232,9 +232,12 @@ def announce(submitted: SubmittedDocument, *, json: bool, on_stderr: bool = Fals
     """Say what was submitted: a document, a sentence for a person, or the bare ids for a script."""
     for warning in submitted.get("warnings") or []:
         screen.warn(warning)
-    ids, stored_on = submitted["ids"], submitted["stored_on"]
+    ids, stored_on, missing = submitted["ids"], submitted["stored_on"], submitted.get("not_stored_on", [])
     if len(stored_on) < 2:
-        screen.warn("stored on this machine only: keep it on until another machine has joined")
+        until = "has taken a copy" if missing else "has joined"
+        screen.warn(f"stored on this machine only: keep it on until another machine {until}")
+    if missing:
+        screen.note(_without_copy(missing))
     if json:
         screen.document(_submitted_document(submitted))
         return
@@ -250,7 +253,15 @@ def announce(submitted: SubmittedDocument, *, json: bool, on_stderr: bool = Fals
         screen.say(*ids)
 
 
+def _without_copy(missing: list[WithoutCopyDocument]) -> str:
+    if len(missing) == 1:
+        return layouts.line(f"{missing[0]['name']} is alive but did not take a copy: {missing[0]['reason']}")
+    names = layouts.several([f"{each['name']} ({each['reason']})" for each in missing])
+    return f"these are alive but did not take a copy: {names}"
+
+
 def _submitted_document(submitted: SubmittedDocument) -> dict[str, object]:
     ids = submitted["ids"]
     identity: dict[str, object] = {"id": ids[0]} if len(ids) == 1 else {"ids": ids}
-    return identity | {"name": submitted["name"], "queue": submitted["queue"], "stored_on": submitted["stored_on"]}
+    places = {"stored_on": submitted["stored_on"], "not_stored_on": submitted.get("not_stored_on", [])}
+    return identity | {"name": submitted["name"], "queue": submitted["queue"]} | places

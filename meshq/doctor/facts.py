@@ -103,7 +103,7 @@ class KeyRing:
 class Facts:
     """What the agent knows. `members` are all that gossip told of, this peer included; `remembered` are peers of an earlier run
     that have not shown up since. `links`: how each other live peer is reached. `clocks`: for peers whose telemetry says it,
-    seconds by which their clock is ahead of this one's."""
+    seconds by which their clock is ahead of this one's. `other_meshes`: where somebody has another mesh key."""
 
     me: Member
     members: Sequence[Member]
@@ -118,6 +118,7 @@ class Facts:
     uv: str | None
     addresses: Sequence[Address]
     remembered: Sequence[Member] = ()
+    other_meshes: Sequence[str] = ()
     links: Mapping[PeerId, Connectivity] = field(default_factory=dict)
     clocks: Mapping[PeerId, float] = field(default_factory=dict)
     keys: KeyRing | None = None

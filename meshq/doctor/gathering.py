@@ -20,7 +20,7 @@ from meshq.task import Telemetry
 def gather(
     measured: Measured, *, now: float, wall: float, started: float, home: Path, settings: Settings, port: int,
     addresses: tuple[Address, ...], swim: Swim, peers: Peers, gossip: Mapping[str, int], mdns_problem: str,
-    sample: Sample | None, accepted: int | None, keys: KeyRing | None,
+    sample: Sample | None, accepted: int | None, keys: KeyRing | None, other_meshes: Sequence[str] = (),
 ) -> Facts:  # fmt: skip
     """`now` and `started` (of this agent) on the clock of `swim`, `wall` the time of day; `gossip`: its counters; `accepted`:
     connections of others to the peer port so far."""
@@ -30,6 +30,7 @@ def gather(
         me=swim.me,
         members=peers.members(),
         remembered=peers.remembered(),
+        other_meshes=other_meshes,
         telemetry=peers.telemetry(swim.me.peer),
         links=links,
         clocks=_clocks(now, wall, swim, peers),
@@ -76,10 +77,13 @@ def _gpu_faults(sample: Sample | None, told: Telemetry) -> dict[int, str]:
 
 
 def _clocks(now: float, wall: float, swim: Swim, peers: Peers) -> dict[PeerId, float]:
-    """Seconds by which each live peer's clock is ahead of this one's: its stamp, plus the age of what carried it."""
+    """Seconds by which each live peer's clock is ahead of this one's: its stamp, plus the age of what carried it.
+
+    A stamp that lay in a socket while this process was stopped, or the machine suspended, would make a right clock look wrong.
+    """
     offsets = {}
     for peer in peers.others_alive():
         stamp, age = peers.telemetry(peer).wall, swim.record_age(now, peer)
-        if stamp > 0 and age is not None:
+        if stamp > 0 and age is not None and not swim.read_late(peer):
             offsets[peer] = stamp + age - wall
     return offsets

@@ -3,6 +3,7 @@
 from typing import Final
 
 from meshq import config
+from meshq.doctor import network
 from meshq.doctor.facts import Check, Facts, fine, wrong
 
 HEALTH_MAX: Final = 2  # of 7 points; a lost packet or two are no reason to worry anybody
@@ -24,7 +25,7 @@ def health(facts: Facts) -> Check:
     """Has the agent enough CPU to answer in time?"""
     minutes, often = facts.running_seconds / 60, facts.stalls * STALL_EVERY > facts.running_seconds
     fix = "leave a core free with `meshq join --cpus`, or give the agent more weight (`renice`, `CPUWeight=` of its unit)"
-    if facts.health > HEALTH_MAX:
+    if facts.health > HEALTH_MAX and not network.isolated(facts):
         detail = f"answers come late (score {facts.health} of 7): this agent lacks CPU or loses packets, and probes seldom"
         return wrong("health", detail, fix)
     if often and facts.stalls >= STALLS_MIN:
@@ -32,6 +33,8 @@ def health(facts: Facts) -> Check:
             f"the agent was held up {facts.stalls} times in {minutes:.0f} min: it lacks CPU, and others may take it for dead"
         )
         return wrong("health", detail, fix)
+    if facts.health > HEALTH_MAX:
+        return fine("health", f"nobody answers (score {facts.health} of 7), as this machine has no network: see `addresses`")
     held = f"; held up {facts.stalls} times so far" if facts.stalls else ""
     return fine("health", f"answers come in time (score {facts.health} of 7){held}")
 
@@ -76,18 +79,28 @@ def gpus(facts: Facts) -> Check:
     if state and state != NO_DRIVER:
         fix = "see what `nvidia-smi` says (after an update of the driver a reboot helps), or join with `--gpus none`"
         return wrong("gpus", f"no GPU can be used: {state}", fix)
-    if facts.gpu_faults:
-        listed = "; ".join(f"GPU {index}: {problem}" for index, problem in sorted(facts.gpu_faults.items())[:GPUS_NAMED_MAX])
-        fix = "see what `nvidia-smi` says of it, or leave it out with `meshq join --gpus`"
-        return wrong("gpus", f"{len(facts.gpu_faults)} of {len(seen)} can't be used: {listed}", fix)
-    if parted := [gpu.index for gpu in seen if gpu.mig_mode]:
-        which = ", ".join(map(str, parted[:GPUS_NAMED_MAX]))
-        fix = f"switch it off (`nvidia-smi -i {which.replace(' ', '')} -mig 0`), or leave these out with `meshq join --gpus`"
-        return wrong("gpus", f"{len(parted)} of {len(seen)} can't be used, being in MIG mode: GPU {which}", fix)
+    if faulty := _faulty_gpus(facts):
+        return faulty
     if not seen:
         return fine("gpus", f"none: {state or 'NVML sees none'}")
     used = sum(1 for gpu in seen if gpu.foreign_pids)
     return fine("gpus", f"{len(seen)} seen, {used} used by other processes")
+
+
+def _faulty_gpus(facts: Facts) -> Check | None:
+    """Those that fail and those in MIG mode, all in one finding: one must not hide the other."""
+    seen, faults = facts.telemetry.gpus, sorted(facts.gpu_faults.items())
+    parted = [gpu.index for gpu in seen if gpu.mig_mode and gpu.index not in facts.gpu_faults]
+    what = [f"GPU {index}: {problem}" for index, problem in faults[:GPUS_NAMED_MAX]]
+    fixes = ["see what `nvidia-smi` says of it"] if faults else []
+    if parted:
+        which = ", ".join(map(str, parted[:GPUS_NAMED_MAX]))
+        what.append(f"in MIG mode: GPU {which}")
+        fixes.append(f"switch MIG off (`nvidia-smi -i {which.replace(' ', '')} -mig 0`)")
+    if not what:
+        return None
+    detail = f"{len(faults) + len(parted)} of {len(seen)} can't be used: {'; '.join(what)}"
+    return wrong("gpus", detail, f"{'; '.join(fixes)}; or leave it out with `meshq join --gpus`")
 
 
 def docker(facts: Facts) -> Check:

@@ -6,6 +6,7 @@ from typing import Final
 
 from meshq.config import Home
 from meshq.doctor.facts import Check, Facts, fine, named, wrong
+from meshq.doctor.network import isolated
 from meshq.peers import is_alive
 
 SKEW_MAX: Final = 2.0  # seconds; the age of telemetry is known to a fraction of that, unless an agent is held up
@@ -15,6 +16,8 @@ def peers(facts: Facts) -> Check:
     """Is anybody there, and who should be and is not?"""
     alive, gone = len(facts.others_alive()) + 1, facts.gone()
     names = named([member.name for member in gone])
+    if alive == 1 and facts.other_meshes:
+        return _beside_another(facts.other_meshes[0], names)
     if alive == 1 and gone:
         fix = "look at this machine's network, and whether their agents run"
         return wrong("peers", f"alone: none of the others answers ({names})", fix)
@@ -29,11 +32,22 @@ def peers(facts: Facts) -> Check:
     return fine("peers", f"{alive} alive")
 
 
+def _beside_another(place: str, gone: str) -> Check:
+    """This machine began a mesh of its own, or its mesh has changed the key meanwhile."""
+    silent = f" (none of the others answers: {gone})" if gone else ""
+    renewed = "`meshq key install --key-file F; meshq key use ID` if it is this mesh with a new key, else " if gone else ""
+    over = f"`meshq leave; meshq join --new --key-file F --seed {place}` to move over"
+    fix = f"with what `meshq key` prints there in F: {renewed}{over}"
+    return wrong("peers", f"alone{silent}, but a mesh is in sight at {place}: its key is another than this machine's", fix)
+
+
 def _invitation(facts: Facts) -> str:
     """The command that joins another machine to this one."""
     if facts.bind and ip_address(facts.bind).is_loopback:
         return "this agent listens on loopback only: for others to join it, `meshq join --bind 0.0.0.0` here"
-    seed = str(facts.addresses[0]) if facts.addresses else "HOST:PORT"
+    if isolated(facts):
+        return "connect this machine first: see `addresses`"
+    seed = str(facts.addresses[0])
     profile = "" if facts.profile == "lan" else f" --profile {facts.profile}"
     return f"on another machine run `meshq join --key-file F --seed {seed}{profile}`, with what `meshq key` prints in F"
 
@@ -89,7 +103,7 @@ def clock(facts: Facts) -> Check:
     """Is this machine's clock right, as far as the others' show it?"""
     offsets = sorted(facts.clocks.values())
     if not offsets:
-        return fine("clock", "nobody to compare it with yet")
+        return fine("clock", "nothing to compare it with yet")
     middle = min(median_low(offsets), median_high(offsets), key=abs)  # of an even number: in doubt for this machine
     if abs(middle) <= SKEW_MAX:
         off = {peer for peer, offset in facts.clocks.items() if abs(offset) > SKEW_MAX}
@@ -126,7 +140,8 @@ def keys(facts: Facts) -> Check:
         return wrong("keys", detail, again)
     if ring.lacking:
         detail = f"these do not have the key in use, {ring.in_use}, and will be cut off from the others: {named(ring.lacking)}"
-        return wrong("keys", detail, "`meshq key install` hands it to all that are there; `meshq key list` shows who has what")
+        fix = "`meshq key install --key-file F`, with what `meshq key` prints in F, hands it to all that are there"
+        return wrong("keys", detail, fix)
     more = f", {len(ring.held) - 1} more installed" if len(ring.held) > 1 else ""
     return fine("keys", f"{ring.in_use} in use{more}")
 

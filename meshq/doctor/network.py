@@ -1,10 +1,12 @@
 """The doctor's questions about the network: do UDP, TCP and multicast pass, and do others know an address that leads here?"""
 
 from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
 from typing import Final
 
 from meshq.doctor.facts import Check, Facts, Probe, fine, wrong
 from meshq.gossip.addresses import ALL_HOSTS, Interface, Reach
+from meshq.gossip.member import Address
 from meshq.ids import PeerId
 
 PATIENCE: Final = 300.0  # within which some other peer has surely begun a push/pull with this one
@@ -36,23 +38,35 @@ def udp(facts: Facts) -> Check:
 def tcp(facts: Facts) -> Check:
     """Does TCP get to the others, and from them to here?"""
     links = facts.links
-    unreached = [peer for peer, link in links.items() if link.udp is False and link.tcp is False]
-    refused = [peer for peer, link in links.items() if link.udp is not False and link.tcp is False]
-    matters = "tasks, code and logs travel by TCP"
-    if unreached:
-        fix = f"look at routes and firewalls on the way there: UDP and TCP port {_ports(facts, unreached)}"
-        return wrong("tcp", f"neither UDP nor TCP gets to {facts.names(unreached)}, held alive by others", fix)
-    if refused:
-        port = _ports(facts, refused)
-        fix = f"open TCP port {port} in the firewall there ({_allow(port, 'tcp')})"
-        return wrong("tcp", f"TCP does not get to {facts.names(refused)}, though UDP does: {matters}", fix)
+    failing, matters = [peer for peer, link in links.items() if link.tcp is False], "tasks, code and logs travel by TCP"
+    if failing:
+        return wrong("tcp", f"{_lost(facts, failing)}: {matters}", _opening(facts, failing))
     if links and facts.tcp_accepted == 0 and facts.running_seconds > PATIENCE:
         detail = f"nobody has reached this peer by TCP in {facts.running_seconds / 60:.0f} min: {matters}"
         return wrong("tcp", detail, f"open TCP port {facts.port} in the firewall ({_allow(facts.port, 'tcp')})")
     good = sum(1 for link in links.values() if link.tcp)
-    tried = f"to {good} of {len(links)}" if good else "no probe of others needed it yet"
+    tried = f"to {good} of {len(links)}{', the others were not tried yet' if good < len(links) else ''}" if good else UNTRIED
     came = f"; {facts.tcp_accepted} connections came in" if facts.tcp_accepted else ""
     return fine("tcp", f"port {facts.port}; {tried if links else NOBODY}{came}")
+
+
+def _lost(facts: Facts, failing: Sequence[PeerId]) -> str:
+    """To whom TCP does not get, and what else does."""
+    links = facts.links
+    neither = [peer for peer in failing if links[peer].udp is False or links[peer].silent]
+    rest = [peer for peer in failing if peer not in neither]
+    though = ", though UDP does" if all(links[peer].udp for peer in rest) else ""
+    lost = [f"TCP does not get to {facts.names(rest)}{though}"] if rest else []
+    lost += [f"neither UDP nor TCP gets to {facts.names(neither)}, held alive by others"] if neither else []
+    return "; ".join(lost)
+
+
+def _opening(facts: Facts, failing: Sequence[PeerId]) -> str:
+    """What to do where TCP does not get to these."""
+    port = _ports(facts, failing)
+    if len(failing) == len(facts.links) > 1:
+        return f"let TCP out to port {port} in the firewall of this machine, and what answers in"
+    return f"open TCP port {port} in the firewall there ({_allow(port, 'tcp')}), and look at those on the way there"
 
 
 def _ports(facts: Facts, peers: Sequence[PeerId]) -> int:
@@ -101,14 +115,14 @@ def _on(probes: Sequence[Probe]) -> str:
 
 def addresses(facts: Facts) -> Check:
     """Which addresses others are told, and why these."""
-    if not facts.addresses:
-        return wrong("addresses", "no network interface is up, so others cannot reach this peer", "connect the machine")
-    where = {host: interface for interface in facts.measured.interfaces for host in interface.hosts}
+    where = _where(facts)
     if facts.bind not in ALL_HOSTS:
         return _bound(facts, where)
-    told = [(str(each), where.get(each.host)) for each in facts.addresses]
-    good = [_shown(address, via) for address, via in told if via is None or (via.reach is not Reach.INNER and via.carrier)]
-    last = [_shown(address, via) for address, via in told if _shown(address, via) not in good]
+    if all(ip_address(each.host).is_loopback for each in facts.addresses):
+        detail = "nothing but loopback has an address that others can use, so no other machine can reach this one"
+        return wrong("addresses", detail, "connect the machine (cable, Wi-Fi, DHCP); `ip address` shows what it has")
+    good = [_shown(each, where.get(each.host)) for each in facts.addresses if _leads_here(each, where)]
+    last = [_shown(each, where.get(each.host)) for each in facts.addresses if not _leads_here(each, where)]
     if not good:
         detail = f"only addresses that lead nowhere from other machines: {', '.join(last)}"
         return wrong("addresses", detail, "connect the machine, or name the right address with `meshq join --bind`")
@@ -116,17 +130,41 @@ def addresses(facts: Facts) -> Check:
     return fine("addresses", f"others are told {', '.join(good)}{reserve}")
 
 
+def isolated(facts: Facts) -> bool:
+    """Whether this machine has no network: then nobody answers, and that says nothing of its agent."""
+    if facts.bind in ALL_HOSTS:
+        return not any(_leads_here(each, _where(facts)) for each in facts.addresses)
+    return not _bound(facts, _where(facts)).ok
+
+
+def _where(facts: Facts) -> dict[str, Interface]:
+    """The interface that has each address; empty if that could not be looked at."""
+    return {host: interface for interface in facts.measured.interfaces for host in interface.hosts}
+
+
+def _leads_here(address: Address, where: Mapping[str, Interface]) -> bool:
+    """From other machines, as far as is known."""
+    via = where.get(address.host)
+    return not ip_address(address.host).is_loopback and (via is None or (via.reach is not Reach.INNER and via.carrier))
+
+
 def _bound(facts: Facts, where: Mapping[str, Interface]) -> Check:
-    address = str(facts.addresses[0])
-    if where and facts.bind not in where:
+    """What somebody chose is right as long as it is there: also loopback, or the bridge for containers."""
+    via = where.get(facts.bind)
+    shown, anywhere = _shown(Address(facts.bind, facts.port), via), "join with `--bind 0.0.0.0` for all addresses"
+    if ip_address(facts.bind).is_loopback:
+        return fine("addresses", f"agents on this machine alone are told {shown}, by --bind")
+    if where and via is None:
         detail = f"bound to {facts.bind} by --bind, but no interface has that address any more: others cannot reach this peer"
-        return wrong("addresses", detail, "join with an address of this machine, or with `--bind 0.0.0.0` for all of them")
-    return fine("addresses", f"others are told {_shown(address, where.get(facts.bind))}, by --bind")
+        return wrong("addresses", detail, f"join with an address of this machine, or {anywhere}")
+    if via is not None and not via.carrier:
+        return wrong("addresses", f"bound to {shown} by --bind: others cannot reach this peer", f"connect it, or {anywhere}")
+    return fine("addresses", f"others are told {shown}, by --bind")
 
 
-def _shown(address: str, via: Interface | None) -> str:
+def _shown(address: Address, via: Interface | None) -> str:
     """`10.0.0.1:7733 (eth0)`, with what is special about the interface."""
     if via is None:
-        return address
+        return str(address)
     kind = {Reach.NETWORK: "", Reach.TUNNEL: ", a tunnel", Reach.INNER: ", for containers"}[via.reach]
     return f"{address} ({via.name}{kind}{'' if via.carrier else ', unplugged'})"

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from meshq import codec, config
+from meshq.durable import sync_folder
 from meshq.errors import MalformedData, StoreError
 from meshq.exec import shim
 from meshq.exec.worker import Exited, Vanished
@@ -149,7 +150,7 @@ class Attempts:
         else:
             try:
                 _write(folder / shim.STARTED, shim.NEVER, sync=True)
-                _sync(folder)
+                sync_folder(folder)
             except FileExistsError:
                 return self.inspect(fence)
             return Unstarted()
@@ -339,11 +340,3 @@ def _write(path: Path, data: bytes, *, sync: bool = False) -> None:
         if sync:
             file.flush()
             os.fsync(descriptor)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from meshq import config, gitobjects
+from meshq.durable import sync_folder, write_synced
 from meshq.errors import MalformedData, StoreError
 from meshq.gitobjects import BLOB, COMMIT, KIND_NAMES, TREE, decode_frames, encode_frame, object_id
 from meshq.ids import ObjectId, is_object_id
@@ -179,12 +180,12 @@ class ObjectStore:
                 target.parent.mkdir(exist_ok=True)
                 temporary = target.parent / f"new-{secrets.token_hex(8)}"
                 written.append((temporary, target))
-                _write_synced(temporary, zlib.compress(data, COMPRESSION))
+                write_synced(temporary, zlib.compress(data, COMPRESSION))
             with self._visible:  # also waits until objects that another thread is showing just now are durable
                 for temporary, target in written:
                     temporary.replace(target)
                 for folder in sorted({target.parent for _, target in written}):
-                    _sync_folder(folder)
+                    sync_folder(folder)
         except OSError as error:
             for temporary, _ in written:
                 temporary.unlink(missing_ok=True)
@@ -201,10 +202,10 @@ class ObjectStore:
         for number in range(256):
             (self._objects / f"{number:02x}").mkdir(exist_ok=True)
         (self._path / "HEAD").write_text("ref: refs/heads/main\n")
-        _sync_folder(self._objects)
-        _write_synced(self._path / "config", b"[core]\n\trepositoryformatversion = 0\n\tbare = true\n")
-        _sync_folder(self._path)
-        _sync_folder(self._path.parent)
+        sync_folder(self._objects)
+        write_synced(self._path / "config", b"[core]\n\trepositoryformatversion = 0\n\tbare = true\n")
+        sync_folder(self._path)
+        sync_folder(self._path.parent)
 
     def _packs(self) -> "DiskObjectStore | None":
         if self._packed is None and any((self._objects / "pack").glob("*.idx")):
@@ -253,19 +254,3 @@ def _dulwich_id(wanted: ObjectId) -> "ObjectID":
     from dulwich.objects import ObjectID
 
     return ObjectID(wanted.encode("ascii"))
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

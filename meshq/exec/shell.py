@@ -75,7 +75,7 @@ class ExecShell:
         *,
         home: Home,
         config: WorkerConfig,
-        peer_name: str,
+        peer_name: Callable[[], str],
         source: FetchSourceInto,
         environment: MakeEnvironment,
         callbacks: Callbacks,
@@ -272,7 +272,7 @@ class ExecShell:
             gpu_names=tuple(self._gpu_name(index) for index in gpus),
             limits=self._limits,
             home=self._home.root,
-            peer_name=self._peer_name,
+            peer_name=self._peer_name(),
             environ=self._environ,
         )
         self._attempts.write_launch(launch)

@@ -24,6 +24,7 @@ from meshq.gossip.netlink import Link, LinkAddress
 
 ALL_HOSTS: Final = ("", "0.0.0.0", "::")
 SEED_ADDRESSES_MAX: Final = 16  # of one name: a record for a whole lab, but not for the world
+BIND_HINT: Final = "give another address of this machine, 0.0.0.0 or ::"
 RESOLVE_SECONDS: Final = 5.0  # a name server that does not answer must not hold up the start
 
 INNER_NAMES: Final = ("vboxnet", "vmnet", "veth")  # what the kernel cannot tell from a network card, or from a container's own
@@ -115,8 +116,10 @@ def normal_bind(text: str) -> str:
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         address = address.ipv4_mapped
     if address.is_multicast or (address.version == 6 and address.is_link_local):
-        why = "is for groups" if address.is_multicast else "is link-local: it means this machine on one cable only"
-        raise UsageError(f"--bind: {text} {why}", "give another address of this machine, 0.0.0.0 or ::")
+        means = (
+            "multicast: it means many machines" if address.is_multicast else "link-local: it means this one on one cable only"
+        )
+        raise UsageError(f"--bind: {text} is {means}", BIND_HINT)
     return str(address)
 
 

@@ -7,9 +7,9 @@ Invariant. The belief about a peer only grows in the order of `Member.precedence
 epoch or incarnation. So all who heard the same rumors hold the same belief, and a peer can always outbid what is said of it.
 
 Algorithm. A greater belief replaces the held one and is passed on; an equal suspicion by somebody else confirms it; all else
-is ignored. A suspicion has a timer (`suspicion`), at whose end the suspect is dead, if enough observers accuse it. A death
+is ignored. A suspicion has a timer (`suspicion`), at whose end the suspect is dead, if it has enough observers. A death
 that comes without enough of them, or through push/pull and so may be old, starts as a suspicion, so that whoever is alive
-can object. Whatever is said of me and is greater than what I say of myself, I outbid: by incarnation against an accusation,
+can object. Whatever is said of me and is greater than what I say of myself, I outbid: by incarnation against a suspicion,
 by epoch against another run of me (a home that was restored; if that run lives, `clones` decides).
 
 Limits. `MEMBERS_MAX` members: the longest gone make room for the living. Suspicions that I raise are rationed: who suspects
@@ -31,12 +31,12 @@ from meshq.gossip.allowance import Allowance
 from meshq.gossip.clones import OtherRuns, is_newer
 from meshq.gossip.effects import Cloned, Effect, MemberChanged, Refuted
 from meshq.gossip.flaps import Flaps
-from meshq.gossip.member import Address, Liveness, Member
+from meshq.gossip.member import Liveness, Member, merge
 from meshq.gossip.profile import SwimConfig
 from meshq.gossip.roster import Roster
 from meshq.gossip.rumors import RumorQueue
 from meshq.gossip.suspicion import Suspicion
-from meshq.gossip.wire import ACCUSERS_MAX, COUNT_MAX, VIEW_BYTES, Rumor, accuser
+from meshq.gossip.wire import COUNT_MAX, OBSERVERS_MAX, VIEW_BYTES, Rumor, observer
 from meshq.ids import Epoch, PeerId
 
 REFUTATIONS_BURST: Final = 10
@@ -58,7 +58,7 @@ class Beliefs:
         self._config = config
         self._counters = counters
         self._suspicions: dict[PeerId, Suspicion] = {}
-        self._evidence: dict[PeerId, tuple[str, ...]] = {}  # of the dead: who observed it
+        self._observed_by: dict[PeerId, tuple[str, ...]] = {}  # of the dead: who observed it
         self._raised: deque[float] = deque()  # when I suspected somebody first
         self.flaps = Flaps()
         self.clone: Member | None = None
@@ -87,24 +87,24 @@ class Beliefs:
         before = self.roster.get(theirs.peer)
         if before is None:
             return self._meet(now, rumor, urgent)
-        accusers = rumor.accusers
+        observers = rumor.observers
         if theirs.liveness is Liveness.DEAD and before.liveness <= Liveness.SUSPECT:
             old = synced or rumor.gone_seconds > NEWS_SECONDS
-            if old and not self._is_accused(theirs.peer):
-                accusers = ()  # what they saw then says nothing of now, until somebody sees it now, too
-            if old or not self._observed(rumor):
+            if old and not self._is_observed(theirs.peer):
+                observers = ()  # what they saw then says nothing of now, until somebody sees it now, too
+            if old or not self._has_observers(rumor):
                 theirs = replace(theirs, liveness=Liveness.SUSPECT)
-        if theirs.precedence > before.precedence:
-            return self._adopt(now, theirs, now - rumor.gone_seconds, accusers, urgent=urgent)
+        if merge(before, theirs) is not before:
+            return self._adopt(now, theirs, now - rumor.gone_seconds, observers, urgent=urgent)
         if theirs == before and theirs.liveness is Liveness.SUSPECT:
-            self._confirm(now, theirs.peer, accusers, urgent=False)
+            self._confirm(now, theirs.peer, observers, urgent=False)
         return []
 
-    def accuse(self, now: float, peer: PeerId) -> list[Effect]:
+    def suspect(self, now: float, peer: PeerId) -> list[Effect]:
         """My probe of a live member failed."""
         member = self.roster.get(peer)
         assert member is not None
-        mark = (accuser(self.roster.me.peer),)
+        mark = (observer(self.roster.me.peer),)
         if member.liveness is Liveness.ALIVE and self._may_suspect(now):
             return self._adopt(now, replace(member, liveness=Liveness.SUSPECT), now, mark, urgent=True)
         if member.liveness is Liveness.SUSPECT:
@@ -120,24 +120,23 @@ class Beliefs:
         for peer in [peer for peer, held in self._suspicions.items() if held.deadline <= now]:
             member, held = self.roster.get(peer), self._suspicions[peer]
             assert member is not None
-            if len(held.accusers) < suspicion.observers_needed(self.size) and self._has_witness(held.started_at, heard_at):
+            if len(held.observers) < suspicion.observers_needed(self.size) and self._can_be_confirmed(held.since, heard_at):
                 self._counters["deaths_unconfirmed"] += 1
-                self._suspicions[peer] = replace(held, started_at=now)
-                self._tell(now, peer, urgent=True)  # with its accusers: somebody may hold another one
+                self._suspicions[peer] = replace(held, since=now)
+                self._tell(now, peer, urgent=True)  # with its observers: somebody may hold another one
                 continue
-            effects += self._adopt(now, replace(member, liveness=Liveness.DEAD), now, held.accusers, urgent=True)
+            effects += self._adopt(now, replace(member, liveness=Liveness.DEAD), now, held.observers, urgent=True)
         return effects
 
-    def introduce(self, now: float, *, name: str, addresses: tuple[Address, ...], liveness: Liveness) -> list[Effect]:
-        """Say something new about myself; nothing if it is not new."""
+    def introduce(self, now: float, said: Member) -> list[Effect]:
+        """Say something new about myself, under an incarnation of its own; nothing if it is not new."""
         me = self.roster.me
-        if self.quiet or (name, addresses, liveness) == (me.name, me.addresses, me.liveness):
+        if self.quiet or said == me:
             return []
         if me.incarnation >= COUNT_MAX:
             self._counters["refutations_refused"] += 1
             return []
-        said = replace(me, incarnation=me.incarnation + 1, name=name, addresses=addresses, liveness=liveness)
-        return self._speak(now, said)
+        return self._speak(now, replace(said, incarnation=me.incarnation + 1))
 
     def distrust(self, now: float) -> None:
         """I was deaf: every suspect gets its full time again, without the confirmations that I heard of."""
@@ -155,9 +154,9 @@ class Beliefs:
         member = self.roster.get(peer)
         assert member is not None
         held = self._suspicions.get(peer)
-        accusers = held.accusers if held is not None else self._evidence.get(peer, ())
+        observers = held.observers if held is not None else self._observed_by.get(peer, ())
         gone = self.roster.gone_for(now, peer) or 0.0
-        return Rumor(member, accusers[:ACCUSERS_MAX], int(gone))
+        return Rumor(member, observers[:OBSERVERS_MAX], int(gone))
 
     def view(self, now: float) -> bytes:
         """A hash of all that I believe: two peers with equal hashes have nothing to tell each other.
@@ -200,12 +199,13 @@ class Beliefs:
 
     def check(self) -> None:
         self.roster.check()
-        self.queue.check(len(self.roster))
+        self.queue.check()
+        assert all(self.roster.get(peer) is not None for peer in self.queue.subjects())
         assert 0 <= self.health <= self._config.health_max
         suspects = [member.peer for member in self.roster.members() if member.liveness is Liveness.SUSPECT]
         assert sorted(suspects) == sorted(self._suspicions)
         dead = [member.peer for member in self.roster.members() if member.liveness is Liveness.DEAD]
-        assert sorted(dead) == sorted(self._evidence)
+        assert sorted(dead) == sorted(self._observed_by)
         assert self.roster.me.liveness in (Liveness.ALIVE, Liveness.LEFT)
 
     def _hear_of_me(self, now: float, rumor: Rumor) -> list[Effect]:
@@ -220,19 +220,20 @@ class Beliefs:
             return effects
         if theirs.epoch == me.epoch and theirs.liveness is not Liveness.ALIVE:
             self.feel(+1)  # I was too slow to answer somebody
-            self.flaps.refuted(now, rumor.accusers)
+            self.flaps.refuted(now, rumor.observers)
         self._counters["refutations"] += 1
         return [*effects, *self._speak(now, _above(me, theirs)), Refuted(theirs)]
 
-    def _is_accused(self, peer: PeerId) -> bool:
+    def _is_observed(self, peer: PeerId) -> bool:
+        """Does anybody stand behind my suspicion of this peer?"""
         held = self._suspicions.get(peer)
-        return held is not None and bool(held.accusers)
+        return held is not None and bool(held.observers)
 
-    def _observed(self, rumor: Rumor) -> bool:
+    def _has_observers(self, rumor: Rumor) -> bool:
         """Do enough observers stand behind this death?"""
-        return len(set(rumor.accusers)) >= suspicion.observers_needed(self.size)
+        return len(set(rumor.observers)) >= suspicion.observers_needed(self.size)
 
-    def _has_witness(self, since: float, heard_at: Callable[[PeerId], float]) -> bool:
+    def _can_be_confirmed(self, since: float, heard_at: Callable[[PeerId], float]) -> bool:
         """Is there anybody whom I hear and don't suspect, and who so could confirm a death? Who is cut off has nobody."""
         members = (self.roster.get(peer) for peer in self.roster.live() if heard_at(peer) >= since)
         return any(member is not None and member.liveness is Liveness.ALIVE for member in members)
@@ -267,35 +268,37 @@ class Beliefs:
             return []
         if longest_gone is not None:
             self._forget(longest_gone)
-        return self._adopt(now, member, now - rumor.gone_seconds, rumor.accusers, urgent=urgent)
+        return self._adopt(now, member, now - rumor.gone_seconds, rumor.observers, urgent=urgent)
 
-    def _adopt(self, now: float, member: Member, gone_since: float, accusers: tuple[str, ...], *, urgent: bool) -> list[Effect]:
+    def _adopt(
+        self, now: float, member: Member, gone_since: float, observers: tuple[str, ...], *, urgent: bool
+    ) -> list[Effect]:
         before = self.roster.get(member.peer)
         self.roster.put(member, gone_since)
         self._suspicions.pop(member.peer, None)
-        self._evidence.pop(member.peer, None)
+        self._observed_by.pop(member.peer, None)
         if member.liveness is Liveness.SUSPECT:
-            self._suspicions[member.peer] = suspicion.begin(self._config, self.size, now, accusers)
+            self._suspicions[member.peer] = suspicion.begin(self._config, self.size, now, observers)
         elif member.liveness is Liveness.DEAD:
-            self._evidence[member.peer] = accusers[:ACCUSERS_MAX]
+            self._observed_by[member.peer] = observers[:OBSERVERS_MAX]
         self._tell(now, member.peer, urgent=urgent)
         return [MemberChanged(before, member)]
 
-    def _confirm(self, now: float, peer: PeerId, accusers: tuple[str, ...], *, urgent: bool) -> None:
-        confirmed = self._suspicions[peer].confirmed(accusers)
+    def _confirm(self, now: float, peer: PeerId, observers: tuple[str, ...], *, urgent: bool) -> None:
+        confirmed = self._suspicions[peer].confirmed(observers)
         if confirmed is not self._suspicions[peer]:
             self._suspicions[peer] = confirmed
             self._tell(now, peer, urgent=urgent)
 
     def _tell(self, now: float, peer: PeerId, *, urgent: bool) -> None:
-        self.queue.put(self.rumor(now, peer), len(self.roster))
+        self.queue.put(self.rumor(now, peer))
         if urgent:
             self._urgent[peer] = None
 
     def _forget(self, peer: PeerId) -> None:
         self.roster.forget(peer)
         self.queue.discard(peer)
-        self._evidence.pop(peer, None)
+        self._observed_by.pop(peer, None)
         self._urgent.pop(peer, None)
         self._forgotten.append(peer)
 

@@ -1,4 +1,4 @@
-"""By which ways other peers are reached: what probes have shown about UDP and TCP to each of them.
+"""By which ways other peers are reached: what probes and requests have shown about UDP and TCP to each of them.
 
 A firewall that lets TCP through and UDP not is common, and without this a peer behind one would be suspected and refuted in
 turns for ever (hashicorp/memberlist#37). Every probe that a peer answers over TCP while its UDP ack is missing counts; after a
@@ -17,11 +17,12 @@ from meshq.ids import PeerId
 
 MISSES_MAX: Final = 5  # in a row; with 30 % of all packets lost one probe in four misses, and so five in a row 1 of 800 times
 RTT_GAIN: Final = 0.125  # of a new measurement in the smoothed round trip (RFC 6298)
+SILENT_SECONDS: Final = 30.0  # three refreshes of telemetry, each of which goes straight to everybody
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connectivity:
-    """How one peer is reached, for people. `udp`, `tcp`: does what I send get there and back (None: not known)?
+    """How one peer is reached, for people. `udp`, `tcp`: did what I sent last get there and back (None: not known)?
 
     `address`: where its packets are sent now. `rtt`, in seconds, smoothed: of probes by UDP, else by TCP. `heard_seconds`:
     since anything of it came here.
@@ -32,6 +33,11 @@ class Connectivity:
     address: Address | None
     rtt: float | None
     heard_seconds: float | None
+
+    @property
+    def silent(self) -> bool:
+        """Has nothing of the peer come here for so long that what worked before may not work any more?"""
+        return self.heard_seconds is not None and self.heard_seconds > SILENT_SECONDS
 
 
 @dataclass(slots=True)
@@ -79,9 +85,9 @@ class Connections:
         path.udp, path.missed, self._missed = True, 0, 0
         return changed
 
-    def talked(self, peer: PeerId) -> None:
-        """A request of mine over TCP was answered."""
-        self._path(peer).tcp = True
+    def asked_by_tcp(self, peer: PeerId, answered: bool) -> None:
+        """A request of mine over TCP was answered, or could not be sent or got no answer."""
+        self._path(peer).tcp = answered
 
     def acked_by_tcp(self, peer: PeerId, seconds: float) -> None:
         path = self._path(peer)
@@ -98,9 +104,6 @@ class Connections:
             return False
         path.udp = False
         return True
-
-    def failed_by_tcp(self, peer: PeerId) -> None:
-        self._path(peer).tcp = False
 
     def streamed(self, peer: PeerId) -> bool:
         """The peer serves me by TCP, so UDP did not work for it, and will hardly work for me; true if that is news."""

@@ -1,7 +1,7 @@
 """The failure detector: one probe at a time, and the probes that others ask for.
 
 A probe starts with a ping. Without an ack in time it pings once more, over TCP too, and asks helpers to ping. Any ack before
-the end of the interval will do; without one the member is accused. Helpers that tried in vain say so (nack): so they heard
+the end of the interval will do; without one the member is suspected. Helpers that tried in vain say so (nack): so they heard
 me, and if they did not, it is I who is slow, which my local health remembers (Lifeguard). A suspect is told that it is one
 by the very ping that finds it, and can refute at once (Lifeguard's buddy).
 
@@ -105,7 +105,7 @@ class Detector:
         self._probe = None
         self._counters["probes_failed"] += 1
         self._beliefs.feel(probe.asked - probe.nacks if probe.asked else +1)
-        return [*effects, ProbeFailed(probe.peer), *self._beliefs.accuse(now, probe.peer)]
+        return [*effects, ProbeFailed(probe.peer), *self._beliefs.suspect(now, probe.peer)]
 
     def abandon(self) -> None:
         """The probe says nothing any more."""

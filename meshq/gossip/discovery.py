@@ -21,8 +21,8 @@ import logging
 import random
 import socket
 import struct
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from meshq.config import ADDRESSES_MAX
@@ -52,6 +52,7 @@ REOPEN_MIN: Final = 2.0  # after mDNS did not work on the interfaces that there 
 REOPEN_MAX: Final = 60.0
 LOOKUP_MS: Final = 3_000
 SEEN_MAX: Final = 1_024  # services in sight; more is an attack or a mistake
+OTHERS_MAX: Final = 64  # services of other meshes that are remembered: a person wants to see one of them
 TEXT_BYTES_MAX: Final = 64  # of one value in a TXT record
 
 
@@ -233,6 +234,7 @@ class Discovery:
         self._bind = bind
         self._listing = listing
         self._seen: dict[str, _Seen] = {}
+        self._others: dict[str, Announcement] = {}
         self._net: _Net | None = None
         # Where to search, what to announce:
         self._wanted: tuple[tuple[str, ...], tuple[Address, ...], tuple[str, ...]] = ((), (), ())
@@ -249,6 +251,11 @@ class Discovery:
     def hosts(self) -> tuple[str, ...]:
         """The addresses from whose networks it searches now."""
         return () if self._net is None else self._net.hosts
+
+    @property
+    def other_meshes(self) -> list[SeenMesh]:
+        """Those that are announced now, and whose key this peer does not have."""
+        return _meshes(self._others)
 
     async def start(self) -> None:
         """Begin; announcing takes a second more in the background."""
@@ -369,6 +376,7 @@ class Discovery:
     async def _close(self) -> None:
         net, self._net = self._net, None
         self._seen.clear()
+        self._others.clear()
         if net is not None:
             self._closing = asyncio.get_running_loop().create_task(net.close(), name="gossip mDNS close")
         if self._closing is not None:
@@ -380,7 +388,10 @@ class Discovery:
             return
         if set(self._tags()).isdisjoint((announcement.tag, *announcement.others)):
             self.counters["foreign"] += 1
+            if instance in self._others or len(self._others) < OTHERS_MAX:
+                self._others[instance] = announcement
             return
+        self._others.pop(instance, None)
         if instance not in self._seen and len(self._seen) >= SEEN_MAX:
             self.counters["refused"] += 1
             return
@@ -392,6 +403,7 @@ class Discovery:
 
     def _handle_lost(self, instance: str) -> None:
         self._seen.pop(instance, None)
+        self._others.pop(instance, None)
 
 
 def _troubles(hosts: Sequence[str]) -> dict[str, str]:
@@ -415,35 +427,32 @@ def _trouble(host: str) -> str:
     return ""
 
 
-@dataclass(slots=True)
-class _Around:
-    """Meshes in sight by tag."""
-
-    meshes: dict[str, SeenMesh] = field(default_factory=dict)
-
-    def add(self, _: str, announcement: Announcement) -> None:
-        known = self.meshes.get(announcement.tag)
-        addresses = (*(known.addresses if known else ()), *announcement.addresses)
-        self.meshes[announcement.tag] = SeenMesh(
-            tag=announcement.tag,
-            addresses=tuple(dict.fromkeys(addresses)),
-            id=announcement.id or (known.id if known else ""),
-            name=announcement.name or (known.name if known else ""),
+def _meshes(announced: Mapping[str, Announcement]) -> list[SeenMesh]:
+    """Of what is announced by many, one for each mesh, by tag."""
+    meshes: dict[str, SeenMesh] = {}
+    for each in announced.values():
+        known = meshes.get(each.tag, SeenMesh(tag=each.tag, addresses=()))
+        meshes[each.tag] = SeenMesh(
+            tag=each.tag,
+            addresses=tuple(dict.fromkeys((*known.addresses, *each.addresses))),
+            id=each.id or known.id,
+            name=each.name or known.name,
         )
+    return sorted(meshes.values(), key=lambda mesh: mesh.tag)
 
 
 async def look_around(
     seconds: float, *, bind: str = "", listing: Callable[[], Sequence[Interface]] = interfaces
 ) -> list[SeenMesh]:
     """Which meshes are in sight: what is announced within so many seconds. Announces nothing itself."""
-    around = _Around()
+    announced: dict[str, Announcement] = {}
     wanted = search_hosts(await asyncio.to_thread(listing), bind)
     troubles = _troubles(wanted)
     hosts = [host for host in wanted if host not in troubles]
     if not hosts:
         return []
     try:
-        net = _Net(hosts, around.add, lambda instance: None)
+        net = _Net(hosts, announced.__setitem__, lambda instance: None)
     except Exception as error:
         log.warning("mDNS does not work on %s: %s", ", ".join(hosts), error)
         return []
@@ -451,4 +460,4 @@ async def look_around(
         await asyncio.sleep(seconds)
     finally:
         await net.close()
-    return sorted(around.meshes.values(), key=lambda mesh: mesh.tag)
+    return _meshes(announced)

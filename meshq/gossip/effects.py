@@ -76,7 +76,7 @@ class ProbeFailed:
 class Refuted:
     """Somebody held me suspect or dead, or another run of me is known; I outbid it."""
 
-    accusation: Member
+    statement: Member
 
 
 @dataclass(frozen=True, slots=True)

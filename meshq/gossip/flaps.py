@@ -13,7 +13,7 @@ from typing import Final
 
 WINDOW: Final = 60.0
 REFUTATIONS: Final = 3  # within the window
-ACCUSERS: Final = 2  # different ones, in a mesh where there can be two
+OBSERVERS: Final = 2  # different ones, in a mesh where there can be two
 DAMPED_MIN: Final = 120.0
 DAMPED_MAX: Final = 3600.0
 CALM: Final = 1800.0  # after which the doubling begins anew
@@ -27,12 +27,12 @@ class Flaps:
         self._seconds = DAMPED_MIN
         self._until = -math.inf
 
-    def refuted(self, now: float, accusers: tuple[str, ...]) -> None:
+    def refuted(self, now: float, observers: tuple[str, ...]) -> None:
         """I had to refute a suspicion that these stand behind."""
-        self._recent.append((now, accusers))
+        self._recent.append((now, observers))
         many = len(self._recent) == REFUTATIONS and now - self._recent[0][0] <= WINDOW
-        different = {each for _, each_accusers in self._recent for each in each_accusers}
-        if not many or len(different) < ACCUSERS:
+        different = {each for _, each_observers in self._recent for each in each_observers}
+        if not many or len(different) < OBSERVERS:
             return
         self._seconds = DAMPED_MIN if now - self._until > CALM else min(DAMPED_MAX, 2 * self._seconds)
         self._until = now + self._seconds

@@ -37,7 +37,8 @@ class Member:
     """One belief about one peer. `incarnation` is raised by its owner alone.
 
     `boot` is drawn at random at each start, so that two agents with one identity (a home that was copied) can be told apart;
-    `started_at`, in wall-clock seconds, says which of them is the newer, and is for nothing else but display.
+    `started_at`, in wall-clock seconds, says which of them is the newer, and is for nothing else but display. `named` says for
+    how long the peer has had its name, as a step of `names.STEPS`.
     """
 
     peer: PeerId
@@ -49,11 +50,12 @@ class Member:
     version: str = ""
     started_at: int = 0
     boot: int = 0
+    named: int = 0
 
     @property
     def precedence(self) -> tuple[object, ...]:
         """The total order of beliefs about one peer."""
-        told = (self.name, self.addresses, self.version, self.started_at, self.boot)
+        told = (self.name, self.addresses, self.version, self.started_at, self.boot, self.named)
         return (self.epoch, self.incarnation, self.liveness, *told)
 
 

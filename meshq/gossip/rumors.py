@@ -1,8 +1,8 @@
 """What this peer still has to tell: one rumor a subject, each told a limited number of times.
 
-A newer belief about a member replaces the older one, which nobody needs any more. Those that were told least go first, among
-them the newest. The queue is bounded and pruned whenever something is put in, not by a timer (at 20,000 members of another
-mesh it grew to 160,000 between two runs of the timer: hashicorp/consul#9927); what is pruned was told most often.
+A newer belief about a member replaces the older one, which nobody needs any more, and nothing is told of a member that was
+forgotten. So there are never more rumors than members, and nothing has to be pruned (elsewhere a queue that was pruned by a
+timer grew to 160,000 for 20,000 members: hashicorp/consul#9927). Those that were told least go first, among them the newest.
 """
 
 import heapq
@@ -14,7 +14,6 @@ from typing import Final
 from meshq.gossip.wire import Coded, Rumor, coded
 from meshq.ids import PeerId
 
-QUEUE_MIN: Final = 256  # room for this many rumors, or for two a member if that is more
 PACKET_RUMORS_MAX: Final = 24  # more don't fit one packet: the smallest takes some 90 bytes
 
 
@@ -39,23 +38,19 @@ class _Entry:
 
 
 class RumorQueue:
-    """At most one rumor a subject. `dropped` counts those that were pruned before they were told often enough."""
+    """At most one rumor a subject, each of which is a known member."""
 
     def __init__(self) -> None:
-        self.dropped = 0
         self._entries: dict[PeerId, _Entry] = {}
         self._sequence = 0
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def put(self, rumor: Rumor, members: int) -> None:
+    def put(self, rumor: Rumor) -> None:
         """Tell this from now on instead of whatever was told about the same member."""
         self._sequence += 1
         self._entries[rumor.member.peer] = _Entry(coded(rumor), self._sequence)
-        if len(self._entries) > max(QUEUE_MIN, 2 * members):
-            del self._entries[max(self._entries, key=lambda peer: self._entries[peer].order)]
-            self.dropped += 1
 
     def next(self) -> list[Coded[Rumor]]:
         """What the next packet should tell, first things first."""
@@ -77,6 +72,8 @@ class RumorQueue:
         """The member was forgotten: say no more about it."""
         self._entries.pop(peer, None)
 
-    def check(self, members: int) -> None:
-        assert len(self._entries) <= max(QUEUE_MIN, 2 * members) + 1
+    def subjects(self) -> tuple[PeerId, ...]:
+        return tuple(self._entries)
+
+    def check(self) -> None:
         assert all(peer == entry.coded[0].member.peer for peer, entry in self._entries.items())

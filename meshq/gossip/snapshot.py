@@ -1,12 +1,10 @@
 """The peers that this one knew, on disk, so that a mesh that was switched off finds itself again.
 
-It holds the failed as well as the living: after a power cut everybody's last view is that everybody else failed. The file is
-replaced whole, and its name is on disk before `save` returns, so after a crash it is the old or the new one. A damaged file is
-put aside and not fatal: seeds and mDNS remain.
+It holds the failed as well as the living: after a power cut everybody's last view is that everybody else failed. A damaged file
+is put aside and not fatal: seeds and mDNS remain.
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from typing import ClassVar, Final
 
 from meshq import codec
 from meshq.config import ADDRESSES_MAX, MEMBERS_MAX
+from meshq.durable import write_atomically
 from meshq.errors import MalformedData, StoreError
 from meshq.gossip.member import Address
 from meshq.gossip.roster import KnownPeer
@@ -54,25 +53,10 @@ def save(path: Path, peers: Sequence[KnownPeer], wall_now: float) -> None:
         )
         for known in newest
     )
-    partial = path.with_name(path.name + ".new")
     try:
-        with partial.open("wb") as file:
-            file.write(codec.encode(_File(lines)))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        _sync_folder(path.parent)
+        write_atomically(path, codec.encode(_File(lines)))
     except OSError as error:
         raise StoreError(f"cannot save the known peers to {path}: {error.strerror}") from None
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new name of a file is lost with the power until its folder is on disk, too."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(path: Path, wall_now: float) -> list[KnownPeer]:

@@ -1,8 +1,9 @@
 """How long a suspect has to refute: Lifeguard's shrinking timeout, as functions of numbers.
 
-A suspicion starts with the longest timeout, because the accuser may be the one who is slow. Each further member that accuses
-the same incarnation on its own evidence shortens it, down to the shortest at `needed` confirmations. So one sick observer can
-do little, and a real crash, which everybody notices, is settled soon. (Dadgar et al., "Lifeguard", arXiv:1707.00788.)
+A suspicion starts with the longest timeout, because its observer (whose own probes failed) may be the one who is slow. Each
+further observer of the same incarnation confirms it and so shortens it, down to the shortest at `needed` confirmations. So one
+sick observer can do little, and a real crash, which everybody notices, is settled soon. (Dadgar et al., "Lifeguard",
+arXiv:1707.00788.)
 """
 
 import math
@@ -25,7 +26,7 @@ def confirmations_needed(config: SwimConfig, members: int) -> int:
 
 
 def observers_needed(members: int) -> int:
-    """How many different accusers a death needs to be believed; none are counted where there are too few members."""
+    """How many different observers a death needs to be believed; none are counted where there are too few members."""
     return OBSERVERS if members >= MEMBERS_FOR_OBSERVERS else 0
 
 
@@ -38,33 +39,33 @@ def timeout(shortest: float, longest: float, needed: int, confirmations: int) ->
 
 @dataclass(frozen=True, slots=True)
 class Suspicion:
-    """One suspect's timer at this peer. `accusers` are distinct; the first is no confirmation of itself."""
+    """One suspect's timer at this peer. `observers` are distinct; the first is no confirmation of itself."""
 
-    started_at: float
+    since: float
     shortest: float
     longest: float
     needed: int
-    accusers: tuple[str, ...]
+    observers: tuple[str, ...]
 
     @property
     def deadline(self) -> float:
-        confirmations = max(0, len(self.accusers) - 1)
-        return self.started_at + timeout(self.shortest, self.longest, self.needed, confirmations)
+        confirmations = max(0, len(self.observers) - 1)
+        return self.since + timeout(self.shortest, self.longest, self.needed, confirmations)
 
-    def confirmed(self, accusers: tuple[str, ...]) -> "Suspicion":
-        """With those of `accusers` that are new, as far as they still count; the same suspicion if none does."""
-        new = [accuser for accuser in dict.fromkeys(accusers) if accuser not in self.accusers]
-        merged = (*self.accusers, *new)[: _accusers_max(self.needed)]
-        return replace(self, accusers=merged) if len(merged) > len(self.accusers) else self
+    def confirmed(self, observers: tuple[str, ...]) -> "Suspicion":
+        """With those of `observers` that are new, as far as they still count; the same suspicion if none does."""
+        new = [observer for observer in dict.fromkeys(observers) if observer not in self.observers]
+        merged = (*self.observers, *new)[: _observers_max(self.needed)]
+        return replace(self, observers=merged) if len(merged) > len(self.observers) else self
 
 
-def begin(config: SwimConfig, members: int, now: float, accusers: tuple[str, ...]) -> Suspicion:
+def begin(config: SwimConfig, members: int, now: float, observers: tuple[str, ...]) -> Suspicion:
     shortest = timeout_min(config, members)
     needed = confirmations_needed(config, members)
-    first = tuple(dict.fromkeys(accusers))[: _accusers_max(needed)]
+    first = tuple(dict.fromkeys(observers))[: _observers_max(needed)]
     return Suspicion(now, shortest, shortest * config.suspicion_max_multiplier, needed, first)
 
 
-def _accusers_max(needed: int) -> int:
+def _observers_max(needed: int) -> int:
     """More say nothing new. A mesh that grows meanwhile may need observers where it needed no confirmations."""
     return max(needed + 1, OBSERVERS)

@@ -4,7 +4,7 @@ Problem. Up to a thousand peers must agree within seconds on who takes part, wit
 that loses, delays and doubles packets, and on machines that starve their agent of CPU because a task wants all of it.
 
 Invariant. What `beliefs` promises: everybody's belief about a peer grows to the same greatest one, and only the peer itself can
-outbid an accusation. Every packet fits one datagram. Every queue and table is bounded. Bad data changes nothing.
+outbid what is said of it. Every packet fits one datagram. Every queue and table is bounded. Bad data changes nothing.
 
 Algorithm. Each interval one member is probed, and suspected if it does not answer in any way (`detector`). An unrefuted
 suspicion that others confirm becomes a death (`suspicion`, `beliefs`). Local health scales the interval: who misses acks
@@ -138,8 +138,6 @@ class Swim:
     def handle_stream_failed(self, now: float, peer: PeerId) -> list[Effect]:
         """A `Stream` got no answer."""
         self._counters["streams_failed"] += 1
-        if self._roster.get(peer) is not None:
-            self._connections.failed_by_tcp(peer)
         return []
 
     def handle_refused(self, now: float, peer: PeerId) -> list[Effect]:
@@ -174,17 +172,17 @@ class Swim:
 
     def handle_sync_reply(self, now: float, peer: PeerId, data: bytes) -> list[Effect]:
         """The answer to a `Sync`, by this peer, as its certificate says. PeerError: state unchanged."""
-        effects = self._pushpull.handle_reply(now, peer, data)
-        if peer != self._roster.me.peer and self._roster.get(peer) is not None:
-            self._connections.talked(peer)
-        return self._settle(now, effects)
+        return self._settle(now, self._pushpull.handle_reply(now, peer, data))
 
     def handle_sync_failed(self, now: float, peer: PeerId | None) -> list[Effect]:
         """A `Sync` with this peer (None: a seed) got no answer: no proof of death. The next try takes the next address."""
         self._counters["syncs_failed"] += 1
-        if peer is not None and self._roster.get(peer) is not None:
-            self._connections.failed_by_tcp(peer)
         return []
+
+    def handle_tcp(self, peer: PeerId, answered: bool) -> None:
+        """A request of whatever kind to the peer was answered, or got nowhere: told to people, and nothing follows from it."""
+        if self._roster.get(peer) is not None and peer != self._roster.me.peer:
+            self._connections.asked_by_tcp(peer, answered)
 
     def handle_stall(self, now: float, seconds: float) -> list[Effect]:
         """The event loop was held up for so long. It makes my own probes suspect, and, if long, my suspicions.
@@ -201,6 +199,7 @@ class Swim:
             self._beliefs.feel(+1)
             self._beliefs.distrust(now)
             self._detector.abandon()
+            self._records.handle_stall(now, seconds)
         return []
 
     # Commands
@@ -226,13 +225,14 @@ class Swim:
     def leave(self, now: float) -> list[Effect]:
         """Say that I go. The shell keeps calling for about a second, so that the rumor is passed on under loss."""
         self._detector.abandon()
-        return self._introduce(now, self._roster.me.name, self._roster.me.addresses, Liveness.LEFT)
+        return self._introduce(now, replace(self._roster.me, liveness=Liveness.LEFT))
 
-    def rename(self, now: float, name: str) -> list[Effect]:
-        return self._introduce(now, name, self._roster.me.addresses, Liveness.ALIVE)
+    def rename(self, now: float, name: str, named: int = 0) -> list[Effect]:
+        """`named`: the step of `names.STEPS` on which I have it."""
+        return self._introduce(now, replace(self._roster.me, name=name, named=named))
 
     def readdress(self, now: float, addresses: Sequence[Address]) -> list[Effect]:
-        return self._introduce(now, self._roster.me.name, tuple(addresses), Liveness.ALIVE)
+        return self._introduce(now, replace(self._roster.me, addresses=tuple(addresses)))
 
     def note(self, note: bytes) -> None:
         """What the ledger says from now on in every packet: at most `wire.NOTE_BYTES_MAX` bytes."""
@@ -251,8 +251,8 @@ class Swim:
             return []
         return self._settle(now, self._packer.spread_record(now, live, mine))
 
-    def _introduce(self, now: float, name: str, addresses: tuple[Address, ...], liveness: Liveness) -> list[Effect]:
-        return self._settle(now, self._beliefs.introduce(now, name=name, addresses=addresses, liveness=liveness))
+    def _introduce(self, now: float, said: Member) -> list[Effect]:
+        return self._settle(now, self._beliefs.introduce(now, said))
 
     # Views
 
@@ -278,7 +278,7 @@ class Swim:
     @property
     def counters(self) -> Mapping[str, int]:
         """How often what happened, above all what was dropped or refused."""
-        return self._counters | {"rumors_dropped": self._beliefs.queue.dropped}
+        return dict(self._counters)
 
     def damped(self, now: float) -> float:
         """For so many seconds this peer should claim no new task, because it flaps; 0 if it does not."""
@@ -317,6 +317,11 @@ class Swim:
         """Seconds since the peer published it."""
         held = self._records.get(peer)
         return None if held is None else max(0.0, now - held.published_at)
+
+    def read_late(self, peer: PeerId) -> bool:
+        """Is `record_age` too little by nobody knows what, because I stood still while the record waited to be read?"""
+        held = self._records.get(peer)
+        return held is not None and held.late
 
     def known_peers(self, now: float) -> tuple[KnownPeer, ...]:
         """For the snapshot: everybody who is alive or failed, and who is still only remembered."""
@@ -525,5 +530,5 @@ class Swim:
         live = self._roster.live()
         if not urgent or len(live) > self._config.direct_members_max:
             return []
-        accused = [rumor.member.peer for rumor in urgent if rumor.member.liveness is Liveness.DEAD]
-        return self._packer.spread(now, (*live, *accused), urgent)
+        buried = [rumor.member.peer for rumor in urgent if rumor.member.liveness is Liveness.DEAD]
+        return self._packer.spread(now, (*live, *buried), urgent)

@@ -6,8 +6,9 @@ have by digests of a random slice of all members: a digest of everybody outgrew 
 older. That second digest lists only what the first side has newer, so it is answered by records alone, and the exchange ends.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final
 
@@ -19,17 +20,21 @@ if TYPE_CHECKING:
     from random import Random
 
 DIGEST_PEERS_MAX: Final = 90  # what one packet of 1,200 bytes holds, near enough
+BACKLOG_SECONDS: Final = 1.0  # after a stall, in which what waited in the sockets is read
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """`published_at`: on my clock, when the owner published it, as far as its carriers knew."""
+    """`published_at`: on my clock, when the owner published it, as far as its carriers knew. A record that was read late lay
+    in a socket for a time that nobody knows, and may be older by that."""
 
     epoch: Epoch
     version: int
     published_at: float
     data: bytes
     entry: bytes  # of a digest
+    read_at: float
+    late: bool
 
     @property
     def stamp(self) -> tuple[int, int]:
@@ -44,13 +49,14 @@ class RecordTable:
         self._held: dict[PeerId, Held] = {}
         self._entries: set[bytes] = set()  # of all that is held: most of a digest is the same here
         self._mine = (0, 0)  # the highest stamp of mine that I know of
+        self._late_until = -math.inf
 
     def publish(self, now: float, epoch: Epoch, data: bytes) -> Record:
         """My own new record. Its stamp is above all that anybody showed me as mine."""
         if self._mine[0] < epoch:
             self._mine = (epoch, 0)
         self._mine = (self._mine[0], min(self._mine[1] + 1, COUNT_MAX))
-        held = self._hold(self._me, Epoch(self._mine[0]), self._mine[1], now, data)
+        held = self._hold(self._me, Epoch(self._mine[0]), self._mine[1], now, data, now)
         return self._record(now, self._me, held)
 
     def offer(self, now: float, record: Record) -> bool:
@@ -67,8 +73,15 @@ class RecordTable:
             return False
         if held is not None and (record.epoch, record.version) <= held.stamp:
             return False
-        self._hold(record.peer, record.epoch, record.version, now - record.age_ms / 1000, record.data)
+        self._hold(record.peer, record.epoch, record.version, now - record.age_ms / 1000, record.data, now)
         return True
+
+    def handle_stall(self, now: float, seconds: float) -> None:
+        """Nothing was read for so long: what was read since, and what is read in the next moment, was read late."""
+        self._late_until = now + BACKLOG_SECONDS
+        for peer, held in self._held.items():
+            if held.read_at >= now - seconds:
+                self._held[peer] = replace(held, late=True)
 
     def get(self, peer: PeerId) -> Held | None:
         return self._held.get(peer)
@@ -119,9 +132,10 @@ class RecordTable:
         """Those of `peers` that there are."""
         return [self._record(now, peer, held) for peer in peers if (held := self._held.get(peer)) is not None]
 
-    def _hold(self, peer: PeerId, epoch: Epoch, version: int, published_at: float, data: bytes) -> Held:
+    def _hold(self, peer: PeerId, epoch: Epoch, version: int, published_at: float, data: bytes, now: float) -> Held:
         self.forget(peer)
-        held = Held(epoch, version, published_at, data, wire.digest_entry(short_id(peer), epoch, version))
+        entry = wire.digest_entry(short_id(peer), epoch, version)
+        held = Held(epoch, version, published_at, data, entry, read_at=now, late=now < self._late_until)
         self._held[peer] = held
         self._entries.add(held.entry)
         return held

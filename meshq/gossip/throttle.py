@@ -16,7 +16,7 @@ PACKETS_PER_SECOND: Final = 50.0  # to one address; an idle mesh of a thousand n
 PACKETS_BURST: Final = 100.0
 BYTES_PER_SECOND: Final = 125_000.0  # 1 Mbit/s; an idle mesh of 600 with telemetry needs a fifth of it
 BYTES_BURST: Final = 512_000.0
-ADDRESSES_MAX: Final = 2 * MEMBERS_MAX
+TARGETS_MAX: Final = 2 * MEMBERS_MAX
 
 
 class Throttle:
@@ -31,6 +31,6 @@ class Throttle:
         bucket = self._packets.get(target)
         if bucket is None:
             bucket = self._packets[target] = Allowance(PACKETS_PER_SECOND, PACKETS_BURST, now)
-            if len(self._packets) > ADDRESSES_MAX:
+            if len(self._packets) > TARGETS_MAX:
                 self._packets.popitem(last=False)
         return bucket.left(now) and (vital or self._bytes.take(now, size)) and bucket.take(now)

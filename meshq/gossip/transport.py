@@ -204,8 +204,8 @@ class GossipShell:
     def publish(self, record: bytes) -> None:
         self.perform(self.core.publish(self._clock(), record))
 
-    def rename(self, name: str) -> None:
-        self.perform(self.core.rename(self._clock(), name))
+    def rename(self, name: str, named: int = 0) -> None:
+        self.perform(self.core.rename(self._clock(), name, named))
 
     def readdress(self, addresses: Sequence[Address]) -> None:
         self.perform(self.core.readdress(self._clock(), addresses))
@@ -219,6 +219,10 @@ class GossipShell:
         """A TCP connection to the peer was refused or reset: it may be gone."""
         if self._running:
             self.perform(self.core.handle_refused(self._clock(), peer))
+
+    def asked_by_tcp(self, peer: PeerId, answered: bool) -> None:
+        """A request of whatever kind to the peer was answered, or got nowhere."""
+        self.core.handle_tcp(peer, answered)
 
     def handle_sync_request(self, peer: PeerId, data: bytes) -> bytes:
         """A push/pull, as it arrived over TCP from this peer; the answer to it. PeerError: state unchanged."""

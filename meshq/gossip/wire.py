@@ -38,13 +38,13 @@ NOTE_BYTES_MAX: Final = 64  # of the ledger; its rows travel over TCP, in UDP it
 TELEMETRY_SHARE: Final = 0.35  # of the room that the note leaves; membership has the rest
 COUNT_MAX: Final = 2**32 - 1  # of epochs, incarnations, versions: they fit a digest's entry, and can still be exceeded by one
 VERSION_CHARS_MAX: Final = 32
-ACCUSERS_MAX: Final = 8
-ACCUSER_CHARS: Final = 10  # 50 bits of a peer id: enough to tell accusers apart
+OBSERVERS_MAX: Final = 8
+OBSERVER_CHARS: Final = 10  # 50 bits of a peer id: enough to tell observers apart
 HOST_CHARS_MAX: Final = 45  # the longest spelling of an IPv6 address
 AGE_MS_MAX: Final = 2**45  # a thousand years
 STARTED_MAX: Final = 2**40
 
-MISSES_MAX: Final = 4  # items that don't fit, before the search for smaller ones is given up
+MISFITS_MAX: Final = 4  # items that don't fit, before the search for smaller ones is given up
 VIEW_BYTES: Final = 16
 
 _DIGEST_ENTRY = struct.Struct(">5sII")
@@ -100,11 +100,11 @@ Message = Ping | Ack | PingRequest | Nack | GossipOnly
 
 @dataclass(frozen=True, slots=True)
 class Rumor:
-    """A belief that is worth telling. `accusers` (see `accuser`) stand behind a suspicion; `gone_seconds` is the age of a
+    """A belief that is worth telling. `observers` (see `observer`) stand behind a suspicion; `gone_seconds` is the age of a
     death or leave, so that it is forgotten everywhere at the same time, however late somebody hears of it."""
 
     member: Member
-    accusers: tuple[str, ...] = ()
+    observers: tuple[str, ...] = ()
     gone_seconds: int = 0
 
 
@@ -179,9 +179,9 @@ Coded: TypeAlias = tuple[Item, bytes]
 Synced = TypeVar("Synced", SyncRequest, SyncReply)
 
 
-def accuser(peer: PeerId) -> str:
-    """The name of an accuser in rumors."""
-    return peer[:ACCUSER_CHARS]
+def observer(peer: PeerId) -> str:
+    """The name of an observer in rumors."""
+    return peer[:OBSERVER_CHARS]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -274,15 +274,15 @@ def encode_sync(message: SyncRequest | SyncReply) -> bytes:
 def _first_fitting(items: Sequence[Coded[Item]], room: int) -> list[Coded[Item]]:
     """Those of `items` that fit into `room` bytes, each taken if it still fits, up to a few that don't."""
     chosen: list[Coded[Item]] = []
-    misses = 0
+    misfits = 0
     for each in items:
-        if misses >= MISSES_MAX or len(chosen) >= codec.ARRAY_ITEMS_MAX:
+        if misfits >= MISFITS_MAX or len(chosen) >= codec.ARRAY_ITEMS_MAX:
             break
         if len(each[1]) <= room:
             chosen.append(each)
             room -= len(each[1])
         else:
-            misses += 1
+            misfits += 1
     return chosen
 
 
@@ -342,8 +342,8 @@ def _checked_sync(message: Synced) -> Synced:
 def _check_items(rumors: Sequence[Rumor], records: Sequence[Record]) -> None:
     for rumor in rumors:
         _check_member(rumor.member)
-        _require(len(rumor.accusers) <= ACCUSERS_MAX, "accusers")
-        _require(all(len(name) <= ACCUSER_CHARS for name in rumor.accusers), "accuser")
+        _require(len(rumor.observers) <= OBSERVERS_MAX, "observers")
+        _require(all(len(name) <= OBSERVER_CHARS for name in rumor.observers), "observer")
         _require(0 <= rumor.gone_seconds <= COUNT_MAX, "gone_seconds")
     for record in records:
         _require(is_peer_id(record.peer), "peer of a record")
@@ -358,6 +358,7 @@ def _check_member(member: Member) -> None:
     _require(len(member.name) <= NAME_CHARS_MAX and _is_plain(member.name), "name")
     _require(len(member.version) <= VERSION_CHARS_MAX and _is_plain(member.version), "version")
     _require(0 <= member.started_at <= STARTED_MAX and 0 <= member.boot <= codec.INT_MAX, "run")
+    _require(0 <= member.named <= COUNT_MAX, "named")
     _require(len(member.addresses) <= ADDRESSES_MAX, "number of addresses")
     for address in member.addresses:
         _require(0 < address.port < 65_536 and is_numeric(address.host), "address")

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from meshq import codec
 from meshq.config import RESERVE_BYTES, Home
+from meshq.durable import write_atomically
 from meshq.errors import MalformedData, StoreError
 from meshq.ids import ActorId, PeerId, is_actor_id
 from meshq.ledger.effects import Persist
@@ -231,7 +232,7 @@ class Store:
 
     def _write_counter(self, ledger_epoch: int) -> None:
         try:
-            _replace_durably(self._home.ledger_epoch, str(ledger_epoch))
+            write_atomically(self._home.ledger_epoch, str(ledger_epoch).encode("ascii"))
         except OSError as error:
             raise StoreError(f"counting the ledger epoch in {self._home.ledger_epoch}: {error}") from error
 
@@ -291,20 +292,6 @@ def _read_counter(file: Path) -> int:
         raise StoreError(
             f"reading the ledger epoch in {file}: {error}", "write a number into it that is higher than any before"
         ) from error
-
-
-def _replace_durably(file: Path, text: str) -> None:
-    beside = file.with_name(file.name + ".new")
-    with beside.open("w", encoding="ascii") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    beside.replace(file)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _free_bytes(folder: Path) -> int:

@@ -76,7 +76,11 @@ class RingKey:
 
     def is_for(self, peer: PeerId) -> bool:
         """Whether it may be handed to this peer."""
-        return short(peer) in self.holders and short(peer) not in self.barred
+        return short(peer) in self.holders and not self.bars(peer)
+
+    def bars(self, peer: PeerId) -> bool:
+        """Whether a person said that this peer is to go without it."""
+        return short(peer) in self.barred
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)

@@ -7,7 +7,6 @@ Installed here, a key is known to this home and nobody else; used here, it is wh
 claims nothing for the mesh: the mesh's own choice counts as soon as it is seen.
 """
 
-import fcntl
 import json
 import os
 import sys
@@ -16,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
-from meshq import config
+from meshq import config, home_lock
 from meshq.config import Home
-from meshq.errors import MeshqError, StoreError, TaskFailed, UsageError
+from meshq.errors import MeshqError, TaskFailed, UsageError
 from meshq.ids import PeerId
 from meshq.trust import hardening, keyring, keys, ring_file
 from meshq.trust.keyring import Keyring
@@ -65,15 +64,11 @@ def act(home: Home, request: Mapping[str, Any]) -> Mapping[str, Any]:
 @contextmanager
 def locked(home: Home) -> Iterator[None]:
     """TaskFailed if an agent runs in this home."""
+    descriptor = home_lock.take(home)
+    if descriptor is None:
+        raise TaskFailed(f"an agent runs in {home.root}, but does not answer", "look into its log, `agent.log`")
     try:
-        descriptor = os.open(home.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreError(f"cannot open {home.lock}: {error.strerror}", "check free space and permissions of the home") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BlockingIOError:
-        raise TaskFailed(f"an agent runs in {home.root}, but does not answer", "look into its log, `agent.log`") from None
     finally:
         os.close(descriptor)
 
@@ -87,7 +82,7 @@ def _installed(ring: Keyring, text: str) -> tuple[Keyring, str]:
 def _listed(ring: Keyring) -> Mapping[str, Any]:
     return {
         "keys": [
-            {"id": each.id, "in_use": each.id == ring.current.id, "peers": [], "used_by": [], "lacking": []}
+            {"id": each.id, "in_use": each.id == ring.current.id, "peers": [], "used_by": [], "lacking": [], "off": []}
             for each in ring.ordered
         ],
         "removed": list(ring.removed),

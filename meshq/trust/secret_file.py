@@ -9,6 +9,7 @@ import secrets
 import stat
 from pathlib import Path
 
+from meshq.durable import sync_folder
 from meshq.errors import StoreError, UsageError
 
 OWNER_ONLY = 0o600
@@ -26,7 +27,7 @@ def create(path: Path, data: bytes) -> None:
         raise _cannot_write(path, error) from None
     finally:
         beside.unlink()
-    _fsync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def replace(path: Path, data: bytes, group: int | None = None) -> None:
@@ -37,7 +38,7 @@ def replace(path: Path, data: bytes, group: int | None = None) -> None:
     except OSError as error:
         beside.unlink()
         raise _cannot_write(path, error) from None
-    _fsync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def read(path: Path, what: str, bytes_max: int) -> bytes:
@@ -87,15 +88,6 @@ def _write_beside(path: Path, data: bytes, mode: int, group: int | None) -> Path
         beside.unlink()
         raise _cannot_write(path, error) from None
     return beside
-
-
-def _fsync_folder(folder: Path) -> None:
-    """Without this the name may be gone after a power cut, though the file is not."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _cannot_write(path: Path, error: OSError) -> StoreError:

@@ -37,6 +37,8 @@ log = logging.getLogger("meshq.web")
 
 COPIES_WANTED: Final = 3  # other peers that a source is brought to before the id is given out
 ACK_SECONDS: Final = 3.0  # for a live peer to confirm; after it the answer says where the task is so far
+ON_ITS_WAY: Final = "the code is still on its way"
+OTHERS_SECONDS: Final = 0.5  # from then on for as many as are wanted: who takes longer is named, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +58,7 @@ class AgentHooks:
     peer_facts: Callable[[], list[PeerFacts]]
     doctor: Callable[[], Any]  # awaitable document
     leave: Callable[[bool, float | None], Any]  # awaitable
+    failure: Callable[[PeerId], str]  # why the last request to this peer got no answer; empty if it got one
 
 
 class Desk:
@@ -180,33 +183,47 @@ class Desk:
         for commit in commits:
             if not await asyncio.to_thread(self._objects.complete, commit):
                 raise UsageError(f"the source {commit[:8]} is not complete", "upload its objects before the task")
-        having = await self._push_sources(commits)
+        having, lacking = await self._push_sources(commits)
         ids = await self._ledger.submit(specs, hold)
-        holders = await self._wait_for_copies(ids, having)
-        names = [self._peers.name(peer) for peer in (self._peers.me, *holders)]
-        head = specs[0]
-        return {"id": ids[0], "ids": list(ids), "name": head.name, "queue": head.queue, "stored_on": names}
+        holders, late = await self._wait_for_copies(ids, having)
+        missing = lacking | {peer: why for peer in having if peer not in holders and (why := self._hooks.failure(peer) or late)}
+        alive, name = self._peers.others_alive(), self._peers.name
+        return {
+            "id": ids[0],
+            "ids": list(ids),
+            "name": specs[0].name,
+            "queue": specs[0].queue,
+            "stored_on": [name(peer) for peer in (self._peers.me, *holders)],
+            "not_stored_on": [{"name": name(peer), "reason": why} for peer, why in missing.items() if peer in alive],
+        }
 
-    async def _push_sources(self, commits: Sequence[ObjectId]) -> list[PeerId]:
-        """The peers that have every source now; without sources, all that are alive."""
+    async def _push_sources(self, commits: Sequence[ObjectId]) -> tuple[list[PeerId], dict[PeerId, str]]:
+        """The peers that have every source now (without sources, all that are alive), and why others that should don't."""
         others = self._peers.others_alive()
         if not commits:
-            return others
+            return others, {}
         targets = claimants(TaskId(commits[0]), 1, others)[:COPIES_WANTED]
-        having = list(targets)
+        having, failed = list(targets), dict[PeerId, str]()
         for commit in commits:
-            reached = await self._transfers.push_source(commit, targets)
-            having = [peer for peer in having if peer in reached]
-        return having
+            reached, missed = await self._transfers.push_source(commit, targets)
+            having, failed = [peer for peer in having if peer in reached], failed | missed
+        without = [peer for peer in targets if peer not in having]
+        return having, {peer: failed.get(peer) or self._hooks.failure(peer) or ON_ITS_WAY for peer in without}
 
-    async def _wait_for_copies(self, ids: Sequence[TaskId], having: Sequence[PeerId]) -> list[PeerId]:
-        """Wait until one of the peers that have the source confirmed the row, too; answer with all that did."""
+    async def _wait_for_copies(self, ids: Sequence[TaskId], having: Sequence[PeerId]) -> tuple[list[PeerId], str]:
+        """Wait until one of the peers that have the source confirmed the row, too, and a moment for the next; all that did.
+        Also what is wrong with the others, if no more is known than that they took too long."""
         deadline = time.monotonic() + ACK_SECONDS
+        first = True
         while True:
             stored = [peer for peer in having if all(peer in self._ledger.core.stored_on(task) for task in ids)]
+            if stored and first:
+                first, deadline = False, min(deadline, time.monotonic() + OTHERS_SECONDS)
             left = deadline - time.monotonic()
-            if stored or not having or left <= 0:
-                return stored
+            if len(stored) >= min(len(having), COPIES_WANTED):
+                return stored, ""
+            if left <= 0:
+                return stored, "no answer yet"
             await self._changes.wait(ids[0], left)
 
     def _complete_spec(self, uid: int, plain: object) -> TaskSpec:

@@ -88,14 +88,16 @@ def peer_document(facts: PeerFacts) -> Document:
 
 
 def _connectivity_document(liveness: Liveness, link: Connectivity) -> Document:
-    """Whoever is dead or has left is reached by nothing, whatever worked before."""
+    """Whoever is dead, has left, or is only said to be alive is reached by nothing, whatever worked before."""
+    gone = liveness in (Liveness.DEAD, Liveness.LEFT)
     transport = "udp" if link.udp else "tcp" if link.udp is False and link.tcp is not False else None
     return {
-        "transport": None if liveness in (Liveness.DEAD, Liveness.LEFT) else transport,
+        "transport": None if gone or link.silent else transport,
         "udp": link.udp,
         "tcp": link.tcp,
         "rtt_ms": round(link.rtt * 1000, 3) if link.rtt is not None else None,
         "last_heard_seconds": round(link.heard_seconds, 3) if link.heard_seconds is not None else None,
+        "silent": link.silent and not gone,
     }
 
 

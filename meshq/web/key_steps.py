@@ -8,9 +8,9 @@ were named as those whom to go on without.
 from collections.abc import Collection, Iterable, Sequence
 
 from meshq.errors import MeshqError, TaskFailed, Unreachable, UsageError
-from meshq.gossip.member import Liveness
+from meshq.gossip.member import Liveness, Member
 from meshq.ids import PeerId
-from meshq.peers import Peers
+from meshq.peers import Peers, is_alive
 from meshq.trust import keyring, keys
 from meshq.trust.keyholder import KeyHolder
 from meshq.trust.keyring import Keyring, Offer
@@ -29,8 +29,9 @@ class KeySteps:
         self._peers = peers
 
     def document(self) -> Document:
-        """Every key, and which live peers have it, by what they said last."""
+        """Every key, which live peers have it, by what they said last, and which that are off are not known to have it."""
         ring, me = self.holder.ring, self._peers.me
+        off = self._off()
         said = {peer: self._peers.telemetry(peer).keys for peer in self._peers.others_alive()} | {me: self.holder.ids}
         return {
             "keys": [
@@ -40,6 +41,7 @@ class KeySteps:
                     "peers": self._names(peer for peer, held in said.items() if each.id in held),
                     "used_by": self._names(peer for peer, held in said.items() if each.id in held[:1]),
                     "lacking": self._names(peer for peer, held in said.items() if each.id not in held),
+                    "off": self._names(peer for peer in off if not each.bars(peer) and not self._had(peer, (each.id,))),
                 }
                 for each in ring.ordered
             ],
@@ -88,7 +90,7 @@ class KeySteps:
 
     async def remove(self, references: Sequence[str], without: Sequence[str]) -> Document:
         """Accept these keys no longer. TaskFailed, and nothing has changed, while a live peer uses one of them or does not
-        answer."""
+        answer. Answers who is off and is locked out by that, as far as is known."""
         left_out = self._resolve(without)
         gone = [keyring.resolve(self.holder.ring, each) for each in references]
         keyring.remove(self.holder.ring, gone)  # may be refused: before anybody is asked
@@ -101,24 +103,34 @@ class KeySteps:
         )
         await self.holder.change(lambda ring: keyring.remove(ring, gone))
         answers = await self._exchange.exchange_with_all(alive)
-        off = [peer for peer in self._known() if peer not in (self._peers.me, *alive, *left_out)]
-        stranded = [peer for peer in off if set(self._peers.telemetry(peer).keys).isdisjoint(self.holder.ids)]
+        missed = [peer for peer in self._off() if peer not in left_out and not self.holder.ring.current.bars(peer)]
+        stranded = [peer for peer in missed if not self._had(peer, self.holder.ids)]
         return self._outcome(",".join(gone), answers, {}) | {"stranded": self._names(stranded)}
 
     # -- ------------------------------------------------------------------------------------------------------------
 
     def _known(self) -> list[PeerId]:
         """Everybody who may come, this peer first: not who said that it left."""
-        members = (*self._peers.members(), *self._peers.remembered())
-        others = {each.peer for each in members if each.liveness is not Liveness.LEFT}
+        others = {each.peer for each in self._members() if each.liveness is not Liveness.LEFT}
         return [self._peers.me, *sorted(others - {self._peers.me})]
+
+    def _members(self) -> list[Member]:
+        return [*self._peers.members(), *self._peers.remembered()]
+
+    def _off(self) -> list[PeerId]:
+        """Who is not there now and may come back: who left, too, for its home rejoins with the key that it has."""
+        return [each.peer for each in self._members() if not is_alive(each)]
+
+    def _had(self, peer: PeerId, keys: Collection[str]) -> bool:
+        """Whether the peer said, when it was heard last, that it has one of these keys."""
+        return not set(self._peers.telemetry(peer).keys).isdisjoint(keys)
 
     def _alive_but(self, left_out: Collection[PeerId]) -> list[PeerId]:
         return [peer for peer in self._peers.others_alive() if peer not in left_out]
 
     def _resolve(self, names: Iterable[str]) -> list[PeerId]:
         """UsageError for a name that no machine has, or that is this machine's."""
-        known = {each.peer: each.name for each in (*self._peers.members(), *self._peers.remembered())}
+        known = {each.peer: each.name for each in self._members()}
         found: list[PeerId] = []
         for wanted in names:
             named = [peer for peer, name in known.items() if name == wanted]

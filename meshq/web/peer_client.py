@@ -79,10 +79,11 @@ COUNTERS: Final = ("connections", "connections_failed", "requests_repeated", "pe
 
 @dataclass(slots=True)
 class _Target:
-    """Who is wanted (None: any member, to be told here who it was), and where that one may be."""
+    """Who is wanted (None: any member, to be told here who it was), where that one may be, and since when it is."""
 
     peer: PeerId | None
     candidates: tuple[Address, ...]
+    began: float = 0.0
     answered: PeerId | None = None
 
 
@@ -117,7 +118,8 @@ class PeerClient:
     """One for an agent. `addresses` gives a peer's candidates in the order of preference.
 
     `context` and `seed_context` are asked at each request: keys may change while the agent runs. `on_refused` hears, at
-    most once a second of each peer, that it ended connections or refuses them: it may be gone.
+    most once a second of each peer, that it ended connections or refuses them: it may be gone. `on_tcp` hears of every request
+    whether the peer answered it, be it with a refusal.
     """
 
     def __init__(
@@ -126,11 +128,12 @@ class PeerClient:
         seed_context: Callable[[], ssl.SSLContext],
         addresses: Callable[[PeerId], Sequence[Address]],
         on_refused: Callable[[PeerId], None] = lambda peer: None,
+        on_tcp: Callable[[PeerId, bool], None] = lambda peer, answered: None,
     ) -> None:
         self._context = context
         self._seed_context = seed_context
         self._addresses = addresses
-        self._experience = _Experience(on_refused)
+        self._experience = _Experience(on_refused, on_tcp)
         self._pools: dict[Share, _Pool] = {}
         self._retired: list[_Pool] = []  # of which some may still be in use
         self._closed = False
@@ -143,6 +146,10 @@ class PeerClient:
     def address(self, peer: PeerId) -> Address | None:
         """Where the peer's last connection was made to, if it is known to work."""
         return self._experience.good.get(peer)
+
+    def failure(self, peer: PeerId) -> str:
+        """Why the last request to the peer got no answer, in words; empty if it was answered, or there was none."""
+        return self._experience.failures.get(peer, "")
 
     async def renew(self) -> None:
         """From now on new connections only, with the contexts of now: after a change of keys, or of this machine's addresses.
@@ -163,7 +170,7 @@ class PeerClient:
     async def close(self) -> None:
         """End what is under way; all later requests are Unreachable."""
         self._closed = True
-        self._experience.on_refused = lambda peer: None
+        self._experience.on_refused, self._experience.on_tcp = lambda peer: None, lambda peer, answered: None
         await asyncio.gather(*(pool.session.close() for pool in (*self._pools.values(), *self._retired)))
 
     async def post(
@@ -186,13 +193,14 @@ class PeerClient:
         question = _Question("POST", f"https://{address}{path}", body, self._seed_context(), limits, ONCE)
         try:
             async with self._using(Share.GOSSIP) as session, await self._ask(session, question, lambda: target) as response:
+                assert target.answered is not None, "its connection was made for it alone"
+                self._experience.answered(target.answered)
                 await _check_status(response)
                 answer = await _read_capped(response, answer_bytes_max)
         except (aiohttp.ClientPayloadError, *_UNREACHABLE) as error:
             raise Unreachable(f"{address} does not answer: {_why(error)}") from None
         except aiohttp.ClientError as error:
             raise PeerError(f"{address} answered {path} with something else than HTTP: {_why(error)}") from None
-        assert target.answered is not None, "its connection was made for it alone"
         return target.answered, answer
 
     @asynccontextmanager
@@ -209,16 +217,20 @@ class PeerClient:
     ) -> AsyncIterator[aiohttp.ClientResponse]:  # fmt: skip
         question = _Question(method, f"https://{server_name(peer)}{path}", body, self._context(), limits)
         known = (*self._addresses(peer), *extra)
+        began = asyncio.get_running_loop().time()
 
         def target() -> _Target:
-            return _Target(peer, self._experience.sort(peer, known))
+            return _Target(peer, self._experience.sort(peer, known), began)
 
         try:
             async with self._using(share) as session, await self._ask(session, question, target) as response:
+                self._experience.answered(peer)
                 await _check_status(response)
                 yield response
         except (aiohttp.ClientPayloadError, *_UNREACHABLE) as error:
             self._experience.broke(peer, error)
+            if not isinstance(error, aiohttp.ConnectionTimeoutError):  # it only waited until others are done
+                self._experience.failed(peer, began, _why(error))
             raise Unreachable(f"the peer {peer[:8]} stopped answering {path}: {_why(error)}") from None
         except aiohttp.ClientError as error:
             raise PeerError(f"the peer {peer[:8]} answered {path} with something else than HTTP: {_why(error)}") from None
@@ -238,6 +250,8 @@ class PeerClient:
                 raise
             if aim.peer is not None:
                 self._experience.broke(aim.peer, error)
+                if getattr(error, "errno", None) in _NO_WAY:
+                    self._experience.failed(aim.peer, aim.began, _why(error))
         self._experience.counters["requests_repeated"] += 1
         return await question.send(session, target())
 
@@ -257,12 +271,15 @@ class PeerClient:
 class _Experience:
     """What connections taught about the addresses of peers, and who may be gone."""
 
-    def __init__(self, on_refused: Callable[[PeerId], None]) -> None:
+    def __init__(self, on_refused: Callable[[PeerId], None], on_tcp: Callable[[PeerId, bool], None]) -> None:
         self.on_refused = on_refused
+        self.on_tcp = on_tcp
         self.counters: Counter[str] = Counter(dict.fromkeys(COUNTERS, 0))
         self.good: OrderedDict[PeerId, Address] = OrderedDict()  # where the last connection was made to
         self._bad: OrderedDict[PeerId, Address] = OrderedDict()  # where one led that was of no use
         self._hinted: OrderedDict[PeerId, float] = OrderedDict()
+        self._answered: OrderedDict[PeerId, float] = OrderedDict()  # when a request was answered last
+        self.failures: OrderedDict[PeerId, str] = OrderedDict()  # why the last one was not
         self.open: weakref.WeakSet[_Connection] = weakref.WeakSet()
 
     def sort(self, peer: PeerId, candidates: Sequence[Address]) -> tuple[Address, ...]:
@@ -276,11 +293,24 @@ class _Experience:
         if self._bad.get(peer) == address:
             del self._bad[peer]
 
-    def missed(self, peer: PeerId, refused: bool) -> None:
-        """It was found nowhere; `refused`: though a machine answered at one of its addresses."""
+    def missed(self, peer: PeerId, began: float, failure: dialing.NobodyAnswers) -> None:
+        """It was found nowhere for a request that began then."""
         self.good.pop(peer, None)
-        if refused:
+        self.failed(peer, began, "; ".join(dict.fromkeys(why for _, why in failure.failures)) or "no address of it is known")
+        if failure.refused:
             self.lost(peer)
+
+    def answered(self, peer: PeerId) -> None:
+        """TCP gets to the peer and back."""
+        _keep(self._answered, peer, asyncio.get_running_loop().time())
+        self.failures.pop(peer, None)
+        self.on_tcp(peer, True)
+
+    def failed(self, peer: PeerId, began: float, why: str) -> None:
+        """What began then got no answer. If something else was answered meanwhile, TCP works nevertheless."""
+        if self._answered.get(peer, float("-inf")) <= began:
+            _keep(self.failures, peer, why)
+            self.on_tcp(peer, False)
 
     def broke(self, peer: PeerId, error: BaseException) -> None:
         """A connection to the peer did not last until the answer, or none came: another address may be better."""
@@ -350,7 +380,7 @@ class _Connector(aiohttp.BaseConnector):
             self._experience.counters["connections_failed"] += 1
             if target.peer is None:
                 raise Unreachable(f"the seed does not answer at {failure}") from None
-            self._experience.missed(target.peer, failure.refused)
+            self._experience.missed(target.peer, target.began, failure)
             raise Unreachable(f"the peer {target.peer[:8]} does not answer at {failure}") from None
         self._experience.counters["connections"] += 1
         self._experience.open.add(connection)

@@ -52,19 +52,21 @@ class Transfers:
             loop_task.cancel()
         await asyncio.gather(*self._pushing, return_exceptions=True)
 
-    async def push_source(self, commit: ObjectId, targets: Sequence[PeerId]) -> list[PeerId]:
-        """Bring the commit to these peers; the answer is those that have it durably now, one at least if any can be reached.
+    async def push_source(self, commit: ObjectId, targets: Sequence[PeerId]) -> tuple[list[PeerId], dict[PeerId, str]]:
+        """Bring the commit to these peers; the answer is those that have it durably now, one at least if any can be reached,
+        and those that do not get it, with the reason.
 
         A peer that hangs does not hold up the answer: it is served beside, for as long as that takes.
         """
         ids = await asyncio.to_thread(self._objects.reachable, commit)
         having: list[PeerId] = []
-        pushing = {self._track(self._push_to(target, ids, commit, having)) for target in targets}
+        failed: dict[PeerId, str] = {}
+        pushing = {self._track(self._push_to(target, ids, commit, having, failed)) for target in targets}
         while pushing and not having:
             _, pushing = await asyncio.wait(pushing, return_when=asyncio.FIRST_COMPLETED)
         if pushing:
             await asyncio.wait(pushing, timeout=OTHER_COPIES_SECONDS)
-        return list(having)
+        return list(having), dict(failed)
 
     def _track(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         loop_task = asyncio.get_running_loop().create_task(work, name="push source")
@@ -72,11 +74,14 @@ class Transfers:
         loop_task.add_done_callback(self._pushing.discard)
         return loop_task
 
-    async def _push_to(self, peer: PeerId, ids: Sequence[ObjectId], commit: ObjectId, having: list[PeerId]) -> None:
+    async def _push_to(
+        self, peer: PeerId, ids: Sequence[ObjectId], commit: ObjectId, having: list[PeerId], failed: dict[PeerId, str]
+    ) -> None:
         try:
             await self._push_missing(peer, ids)
         except MeshqError as error:
             log.warning("the source %s did not reach %s: %s", commit[:8], peer[:8], error)
+            failed[peer] = self._client.failure(peer) or error.message
         else:
             having.append(peer)
 

@@ -15,6 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -272,11 +273,16 @@ class Fleet:
         )
 
     def check_views(self) -> None:
-        """What the logs told is what the agents say when they are asked. They have work with it: not while they are weighed."""
-        names = {runner.name for runner in self.runners}
+        """What the logs told is what the agents say when they are asked. They have work with it: not while they are weighed.
+
+        A belief may change between the two looks, a suspicion above all: asked again, they must say the same.
+        """
         for runner in self.runners:
-            seen = runner.sees()
-            assert seen == names, f"{runner.name} sees {sorted(seen)} alive, its log told of {sorted(names)}"
+            agrees = partial(self._agrees, runner)
+            self.views.wait(agrees, VIEW_LIMIT, lambda: "an agent says of others what its log does not tell")
+
+    def _agrees(self, runner: Runner) -> bool:
+        return runner.sees() == self.views.seen_by(runner.name)
 
     def stop(self) -> None:
         for runner in self._started:

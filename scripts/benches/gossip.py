@@ -95,9 +95,12 @@ def measure(arguments: Sequence[str] = ()) -> list[Figure]:
     figures = []
     with _interruptible():
         for size in plan.sizes:
-            results = {system: _measure(plan, system, size) for system in plan.systems}
-            for system, result in results.items():
-                shown = _figures(f"{system} {size}", result)
+            results: dict[str, Result] = {}
+            for system in plan.systems:
+                results[system] = _measure(plan, system, size)
+                shown = _figures(f"{system} {size}", results[system])
+                for figure in shown:
+                    _say(str(figure))  # a bench of half an hour that is interrupted has not been for nothing
                 figures += _with_goals(shown) if system == "meshq" else shown
             if {"meshq", "serf"} <= set(results):
                 figures += _ratios(size, results["meshq"], results["serf"])

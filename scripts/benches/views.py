@@ -120,6 +120,10 @@ class Views:
         }
         return "; ".join(f"{agent} lacks {', '.join(names)}" for agent, names in lacking.items() if names)
 
+    def seen_by(self, agent: str) -> set[str]:
+        """Whom it holds alive by its log, itself included."""
+        return {agent, *(whom for whom, kind in self.holds[agent].items() if kind == "alive")}
+
     def holding(self, whom: str, kind: Kind) -> int:
         """How many others hold it so."""
         return sum(view.get(whom) == kind for agent, view in self.holds.items() if agent != whom)

@@ -96,5 +96,6 @@ def waited(status: str = "succeeded", exit_code: int | None = 0, **given: Any) -
     return cast(WaitDocument, plain | given)
 
 
-def submitted(stored_on: list[str]) -> SubmittedDocument:
-    return {"ids": [TASK], "name": "train", "queue": "gpu", "stored_on": stored_on}
+def submitted(stored_on: list[str], **given: Any) -> SubmittedDocument:
+    plain = {"ids": [TASK], "name": "train", "queue": "gpu", "stored_on": stored_on}
+    return cast(SubmittedDocument, plain | given)

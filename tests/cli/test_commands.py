@@ -381,8 +381,26 @@ def test_submit_sends_the_objects_that_the_agent_lacks(meshq: Meshq, agent: Smal
 def test_submit_says_when_only_this_machine_has_it(meshq: Meshq, agent: SmallAgent) -> None:
     an_agent_that_stores(agent, "lab-1")
     done = meshq("submit", "--json", "--", "true")
-    assert json.loads(done.stdout) == {"id": TASK, "name": "train", "queue": "gpu", "stored_on": ["lab-1"]}
-    assert done.stderr.startswith(b"warning: stored on this machine only")
+    plain = {"id": TASK, "name": "train", "queue": "gpu", "stored_on": ["lab-1"], "not_stored_on": []}
+    assert json.loads(done.stdout) == plain
+    assert done.stderr == b"warning: stored on this machine only: keep it on until another machine has joined\n"
+
+
+def test_submit_names_in_one_line_who_is_alive_and_took_no_copy(meshq: Meshq, agent: SmallAgent) -> None:
+    an_agent_that_stores(agent, "lab-1", "lab-2")
+    lost = [{"name": "lab-3", "reason": "no answer in time"}, {"name": "lab-4", "reason": "evil\n\x1b[2J"}]
+    agent.set("POST /v1/tasks", submitted(["lab-1", "lab-2"], not_stored_on=lost[:1]))
+    done = meshq("submit", "--", "true")
+    assert (done.stdout, done.stderr) == (
+        f"{TASK}\n".encode(), b"note: lab-3 is alive but did not take a copy: no answer in time\n",
+    )  # fmt: skip
+    agent.set("POST /v1/tasks", submitted(["lab-1"], not_stored_on=lost))
+    done = meshq("submit", "--json", "--", "true")
+    assert json.loads(done.stdout)["not_stored_on"] == lost
+    warning, note = done.stderr.decode().splitlines()
+    assert warning == "warning: stored on this machine only: keep it on until another machine has taken a copy"
+    assert note.startswith("note: these are alive but did not take a copy: lab-3 (no answer in time), lab-4 (evil ")
+    assert "\x1b" not in note
 
 
 def test_submit_and_follow_prints_the_log_and_exits_with_the_code_of_the_task(meshq: Meshq, agent: SmallAgent) -> None:

@@ -18,14 +18,14 @@ def test_options_become_the_agents_settings(tmp_path: Path) -> None:
     key.write_text("mq1-secret\n")
     key.chmod(0o600)
     given = {
-        "name": "lab-1", "key-file": key, "seed": ["lab-2", "[fe80::1]:80"], "bind": "::1", "port": 7000, "mdns": False,
+        "name": "lab-1", "key-file": key, "seed": ["lab-2", "[fd00::1]:80"], "bind": "::1", "port": 7000, "mdns": False,
         "queue": ["gpu", "default"], "order": "fair", "slots": 2, "cpus": 4, "memory": "16G", "gpus": "0,1",
         "label": ["room=b12", "x=a=b"], "profile": "fast", "group": "lab", "detach": True,
     }  # fmt: skip
     with pytest.raises(UsageError, match="--label x"):  # its value is no name
         join.agent_options(given)
     assert join.agent_options(given | {"label": ["room=b12"]}) == {
-        "name": "lab-1", "seeds": ["lab-2:7733", "[fe80::1]:80"], "bind": "::1", "port": 7000, "mdns": False,
+        "name": "lab-1", "seeds": ["lab-2:7733", "[fd00::1]:80"], "bind": "::1", "port": 7000, "mdns": False,
         "queues": ["gpu", "default"], "order": "fair", "slots": 2, "cpus": 4, "memory_bytes": 16 * 2**30, "gpus": "0,1",
         "labels": {"room": "b12"}, "profile": "fast", "group": "lab", "detach": True, "new": False, "key": "mq1-secret",
     }  # fmt: skip
@@ -75,6 +75,24 @@ def test_an_option_out_of_range_is_named(given: dict[str, Any], option: str) -> 
 )
 def test_a_seed_gets_the_default_port(text: str, seed: str) -> None:
     assert join.check_seed(text) == seed
+
+
+@pytest.mark.parametrize(
+    ("text", "why", "hint"),
+    [
+        ("fd00::1", "no HOST:PORT", "--seed '[fd00::3]:7733'"),
+        ("fd00::1:7733", "no HOST:PORT", "brackets, and quotes for the shell"),
+        ("[fd00::1:7733", "no HOST:PORT", "'[fd00::3]:7733'"),
+        ("[lab-1]:7733", "no HOST:PORT", "--seed lab-1:7733"),
+        ("[fe80::1%eth0]:7733", "link-local", "another address"),
+        ("fe80::1%eth0", "link-local", "another address"),
+        ("lab 1", "no HOST:PORT", "--seed lab-1:7733"),
+    ],
+)
+def test_a_seed_that_is_none_comes_with_how_to_write_it(text: str, why: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=f"--seed: .* is {why}") as told:
+        join.check_seed(text)
+    assert hint in told.value.hint
 
 
 def test_a_file_has_the_same_keys_as_the_options(tmp_path: Path) -> None:

@@ -54,6 +54,15 @@ def test_the_list_shows_which_key_is_used_and_who_lacks_which(meshq: Meshq, agen
     assert json.loads(meshq("key", "list", "--json").stdout) == document
 
 
+def test_the_list_names_who_is_off_without_a_key_in_a_pipe_and_on_a_narrow_terminal(meshq: Meshq, agent: SmallAgent) -> None:
+    off = [f"lab-{number}" for number in range(30)]
+    old = {"id": K0.id, "in_use": False, "peers": ["ada"], "used_by": [], "lacking": [], "off": []}
+    agent.set("GET /v1/keys", {"keys": [old | {"id": K1.id, "in_use": True, "off": off}, old], "removed": []})
+    assert meshq("key", "list").stdout.decode().splitlines()[3:] == [f"off, and not known to have {K1.id}: {', '.join(off)}"]
+    narrow = meshq("key", "list", COLUMNS="60").stdout.decode().splitlines()
+    assert " ".join(narrow[3:]).endswith(", ".join(off)) and max(map(len, narrow)) <= 60
+
+
 def test_install_says_who_has_the_key_and_what_comes_next(meshq: Meshq, agent: SmallAgent, tmp_path: Path) -> None:
     agent.set("POST /v1/keys/install", DONE | {"later": ["dan"], "left_out": ["eve"]})
     code, out, err = said(meshq("key", "install", "--key-file", key_file(tmp_path, K1), "--without", "eve"))
@@ -77,15 +86,22 @@ def test_use_and_remove_name_their_keys_and_tell_of_those_who_did_not_hear(meshq
     assert said(meshq("key", "use", K1.id[:4])) == (
         0,
         f"key {K1.id} is in use at 2 machines: ada, bob\n",
-        "warning: cyd does not answer; it hears of this when it can\n",
+        "warning: cyd does not answer; it hears of this when it can\n"
+        "hint: before `meshq key remove` of the old one see in `meshq key list` who is off and would be locked out\n",
     )
     assert sent(agent) == ("POST /v1/keys/use", {"ids": [K1.id[:4]], "without": []})
 
-    agent.set("POST /v1/keys/remove", DONE | {"id": f"{K0.id}, {K2.id}", "stranded": ["dan"]})
+    agent.set("POST /v1/keys/remove", DONE | {"id": f"{K0.id},{K2.id}", "stranded": ["dan", "eve"]})
     code, out, err = said(meshq("key", "remove", K0.id, K2.id, "--without", "eve"))
-    assert (code, out) == (0, f"key {K0.id}, {K2.id} was removed at 2 machines: ada, bob\n")
-    assert "without a key that is still accepted: dan" in err
+    assert (code, out) == (0, f"keys {K0.id}, {K2.id} were removed at 2 machines: ada, bob\n")
+    assert err == (
+        "warning: off, and locked out now, as far as is known: dan, eve\n"
+        "hint: on each of them: `meshq key install --key-file F` with what `meshq key` prints here in F, then "
+        "`meshq key use ID`, then `meshq join` if no agent runs there\n"
+    )
     assert sent(agent) == ("POST /v1/keys/remove", {"ids": [K0.id, K2.id], "without": ["eve"]})
+    agent.set("POST /v1/keys/remove", DONE | {"id": K0.id, "stranded": []})
+    assert said(meshq("key", "remove", K0.id)) == (0, f"key {K0.id} was removed at 2 machines: ada, bob\n", "")
 
 
 def test_a_step_that_is_refused_exits_with_1_and_passes_on_the_reason(meshq: Meshq, agent: SmallAgent) -> None:
@@ -146,10 +162,13 @@ def test_a_home_that_its_mesh_no_longer_accepts_is_given_the_new_key(meshq: Mesh
     code, out, err = said(meshq("key", "install", "--key-file", key_file(tmp_path, K1)))
     assert (code, out) == (0, f"key {K1.id} is installed in this home\n")
     assert "no agent runs here" in err and K1.text not in err
+    assert err.endswith(f"hint: to have this machine use it: `meshq key use {K1.id}`\n")
     ring = ring_file.load(home.key)
     assert ([each.id for each in ring.ordered], ring.use) == ([K0.id, K1.id], ring_of(K0).use)
 
-    assert said(meshq("key", "use", K1.id[:5]))[:2] == (0, f"key {K1.id} is in use in this home\n")
+    code, out, err = said(meshq("key", "use", K1.id[:5]))
+    assert (code, out) == (0, f"key {K1.id} is in use in this home\n")
+    assert err.endswith("hint: start the agent: `meshq join`\n")
     ring = ring_file.load(home.key)
     assert (ring.current.id, ring.use.mesh, ring.use.revision) == (K1.id, K0.mesh_id, 0)
     assert home.key.stat().st_mode & 0o777 == 0o600

@@ -33,7 +33,7 @@ def plain(text: str, style: str) -> str:
     return text
 
 
-def a_lab() -> list[str]:
+def a_lab(width: int = WIDTH) -> list[str]:
     """A busy machine, one that shares its GPUs with a person, one that drains, one that is gone, one just heard of."""
     peers = [
         peer(
@@ -58,14 +58,14 @@ def a_lab() -> list[str]:
             "a-name-that-is-much-too-long-for-a-table", OTHER, attempts=[attempt(1, "lab-1", "preparing")], status="preparing"
         ),
     ]
-    return layouts.status_lines(status(peers, queues), active, NOW, WIDTH, plain)
+    return layouts.status_lines(status(peers, queues), active, NOW, width, plain)
 
 
-def an_empty_mesh() -> list[str]:
-    return layouts.status_lines(status([peer("lab-1")], [queue("default")]), [], NOW, WIDTH, plain)
+def an_empty_mesh(width: int = WIDTH) -> list[str]:
+    return layouts.status_lines(status([peer("lab-1")], [queue("default")]), [], NOW, width, plain)
 
 
-def some_tasks() -> list[str]:
+def some_tasks(width: int = WIDTH) -> list[str]:
     tasks = [
         task("train", "aaaaaaaaaaaaaaaa", "queued", position=3, submitted_at=before(seconds=4)),
         task("train", "aaaaaaaabbbbbbbb", "running", started_at=before(hours=3), attempts=[attempt(1, "lab-2", "running")]),
@@ -74,7 +74,7 @@ def some_tasks() -> list[str]:
         task("sweep", "dddddddddddddddd", "failed", exit_code=137, started_at=before(hours=1), ended_at=before(minutes=50),
              queue="default", attempts=[attempt(1, "lab-1", "lost"), attempt(2, "lab-3", "failed", exit_code=137)]),
     ]  # fmt: skip
-    return layouts.task_lines(tasks, NOW, WIDTH, plain)
+    return layouts.task_lines(tasks, NOW, width, plain)
 
 
 def no_tasks() -> list[str]:
@@ -122,11 +122,13 @@ SEVERAL_PEERS = [
     peer("lab-5", liveness="suspect", connectivity=link(None, udp=False, tcp=False, rtt=None, heard=12.0)),
     peer("lab-6", connectivity=link(None, udp=None, tcp=None, rtt=None), address="[fd00:12:34:56:78:9a:bc:de]:7733"),
     peer("lab-7", connectivity=link(rtt=1_240.0), epoch=12),
+    peer("lab-8", connectivity=link(tcp=False)),
+    peer("lab-9", connectivity=link(None, heard=44.0) | {"silent": True}),
 ]
 
 
-def some_peers() -> list[str]:
-    return layouts.peer_lines(SEVERAL_PEERS, WIDTH, plain)
+def some_peers(width: int = WIDTH) -> list[str]:
+    return layouts.peer_lines(SEVERAL_PEERS, width, plain)
 
 
 def some_peers_on_a_wide_terminal() -> list[str]:
@@ -171,6 +173,23 @@ def test_the_screen_is_as_in_its_golden_file(screen: Callable[[], list[str]]) ->
         golden.write_text("\n".join(lines) + "\n", "utf-8")
     assert lines == golden.read_text("utf-8").splitlines()
     assert max(map(len, lines)) <= SCREEN_WIDTHS.get(screen.__name__, WIDTH)
+
+
+@pytest.mark.parametrize("screen", [a_lab, an_empty_mesh, some_tasks, some_peers], ids=lambda screen: screen.__name__)
+def test_a_narrow_terminal_is_never_overrun_down_to_60_columns(screen: Callable[[int], list[str]]) -> None:
+    for width in range(60, WIDTH):
+        assert max(map(len, screen(width))) <= width
+
+
+def test_where_there_is_no_room_the_figures_that_matter_least_are_left_out() -> None:
+    def titles(width: int) -> set[str]:
+        shown = {each.strip() for line in a_lab(width) for each in line.split("  ")}
+        return {"CPU", "MEMORY", "GPU USE", "SUCCEEDED", "CANCELLED", "MACHINES", "BY"} & shown
+
+    assert titles(80) == {"CPU", "MEMORY", "GPU USE", "SUCCEEDED", "CANCELLED", "MACHINES", "BY"}
+    assert titles(72) == titles(80) - {"GPU USE"}
+    assert titles(60) == {"CPU", "MACHINES"}
+    assert titles(30) == set(), "and what is left stays"
 
 
 def test_what_other_machines_say_can_not_steer_the_terminal() -> None:

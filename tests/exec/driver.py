@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.conftest import compiler, missing
 
 ROOT = Path(__file__).parent.parent.parent
 SOURCE = Path(__file__).parent / "fake_nvml.c"
@@ -31,11 +32,10 @@ for line in sys.stdin:
 
 def build(folder: Path, *options: str) -> Path:
     """The library, in this folder."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler to build the pretended driver (Debian: apt-get install gcc)")
+    if reason := missing("cc"):
+        pytest.skip(reason)
     library = folder / LIBRARY
-    subprocess.run([compiler, "-Wall", "-Werror", "-shared", "-fPIC", *options, "-o", library, SOURCE], check=True)
+    subprocess.run([str(compiler()), "-Wall", "-Werror", "-shared", "-fPIC", *options, "-o", library, SOURCE], check=True)
     return library
 
 

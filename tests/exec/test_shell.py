@@ -51,7 +51,7 @@ class Agent:
         self.shell = ExecShell(
             home=self.home,
             config=WorkerConfig(slots=1, cpus=4, memory_bytes=2**33),
-            peer_name="bora",
+            peer_name=lambda: "bora",
             source=source,
             environment=python,
             callbacks=Callbacks(

@@ -47,13 +47,13 @@ def member(peer: PeerId, liveness: Liveness, name: str) -> Member:
     return Member(
         peer=peer, epoch=Epoch(7), incarnation=3, liveness=liveness, name=name,
         addresses=(Address("192.0.2.1", 7733), Address("2001:db8::1", 7734)), version="0.1.0",
-        started_at=1_750_000_000, boot=2**62 + 1,
+        started_at=1_750_000_000, boot=2**62 + 1, named=3,
     )  # fmt: skip
 
 
 RUMORS: Final = (
-    Rumor(member(B, Liveness.SUSPECT, "lab-2"), (wire.accuser(A), wire.accuser(C))),
-    Rumor(member(C, Liveness.DEAD, "lab-3"), (wire.accuser(A),), 86_400),
+    Rumor(member(B, Liveness.SUSPECT, "lab-2"), (wire.observer(A), wire.observer(C))),
+    Rumor(member(C, Liveness.DEAD, "lab-3"), (wire.observer(A),), 86_400),
 )
 RECORDS: Final = (Record(A, Epoch(7), 12, 3_456, b"telemetry"), Record(B, Epoch(1), 2**32 - 1, 0, b""))
 DIGEST: Final = pack_digest([DigestEntry(wire.short_id(A), 7, 12), DigestEntry(wire.short_id(B), 0, 0)])

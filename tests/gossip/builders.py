@@ -126,7 +126,7 @@ PEERS = st.sampled_from("abcdef").map(peer_for)
 RUMORS = st.builds(
     Rumor,
     member=members(st.sampled_from("abcdef")),
-    accusers=st.lists(PEERS.map(wire.accuser), max_size=3, unique=True).map(tuple),
+    observers=st.lists(PEERS.map(wire.observer), max_size=3, unique=True).map(tuple),
     gone_seconds=st.integers(0, 700_000),
 )
 RECORDS = st.builds(

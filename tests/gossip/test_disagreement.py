@@ -25,8 +25,8 @@ from tests.gossip.builders import (
 Build = Callable[..., Swim]
 
 
-def accusers(names: str) -> tuple[str, ...]:
-    return tuple(wire.accuser(peer(name)) for name in names)
+def observers(names: str) -> tuple[str, ...]:
+    return tuple(wire.observer(peer(name)) for name in names)
 
 
 def liveness(core: Swim, name: str) -> Liveness:
@@ -67,7 +67,7 @@ def test_who_is_gone_for_half_of_what_it_is_kept_makes_no_difference_any_more(sw
 
 def test_a_suspicion_that_lacks_an_observer_is_told_again_so_that_two_may_find_each_other(swim: Build) -> None:
     core = swim("a", *map(member, "bcde"))
-    core.handle_packet(10, packet("b", rumors=(Rumor(member("e", SUSPECT), accusers("b")),)), address("b"))
+    core.handle_packet(10, packet("b", rumors=(Rumor(member("e", SUSPECT), observers("b")),)), address("b"))
     answer_all(core, 33)
     again = [each for each in sent(answer_all(core, 36)) if peer("e") in [rumor.member.peer for rumor in each.rumors]]
     assert {address("b"), address("c"), address("d")} <= {each.address for each in again}
@@ -81,7 +81,7 @@ def test_who_hears_nobody_believes_it_within_a_minute(swim: Build) -> None:
 
 def test_the_answer_to_a_push_pull_says_what_i_am_after_it(swim: Build) -> None:
     core = swim("a", member("b"))
-    reply, _ = core.handle_sync_request(1, peer("b"), sync_request("b", Rumor(member("a", DEAD), accusers("bc"))))
+    reply, _ = core.handle_sync_request(1, peer("b"), sync_request("b", Rumor(member("a", DEAD), observers("bc"))))
     assert core.me == member("a", incarnation=1)
     assert wire.read_sync_reply(reply).sender == core.me
 

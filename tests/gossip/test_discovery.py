@@ -13,7 +13,7 @@ from zeroconf.asyncio import AsyncServiceInfo
 from meshq.config import ADDRESSES_MAX
 from meshq.gossip import discovery as module
 from meshq.gossip.addresses import Interface
-from meshq.gossip.discovery import SERVICE, TRIES_AT_ONCE, Announcement, Discovery, SeenMesh, look_around
+from meshq.gossip.discovery import OTHERS_MAX, SERVICE, TRIES_AT_ONCE, Announcement, Discovery, SeenMesh, look_around
 from meshq.gossip.member import Address
 
 LIMIT = 20.0
@@ -94,13 +94,15 @@ def test_another_mesh_is_seen_but_not_joined_and_can_be_listed() -> None:
         one = await field.start(40_003, tag="a" * 16)
         await field.start(40_004, tag="b" * 16)
         await field.until(lambda: one.counters["foreign"] > 0, "the other mesh is seen")
+        other = SeenMesh(tag="b" * 16, addresses=(Address("127.0.0.1", 40_004),), name="lab")
+        assert one.other_meshes == [other]
         assert field.found == {40_003: [], 40_004: []}
         seen: dict[str, SeenMesh] = {}
         deadline = time.monotonic() + LIMIT
         while not {"a" * 16, "b" * 16} <= seen.keys() and time.monotonic() < deadline:
             seen = {mesh.tag: mesh for mesh in await look_around(1.0, bind="127.0.0.1", listing=lambda: [LO])}
         assert seen["a" * 16] == SeenMesh(tag="a" * 16, addresses=(Address("127.0.0.1", 40_003),), name="lab")
-        assert seen["b" * 16].addresses == (Address("127.0.0.1", 40_004),)
+        assert seen["b" * 16] == other
 
     in_field(story)
 
@@ -206,6 +208,20 @@ def test_who_has_met_nobody_announces_itself_often_and_many_members_seldom() -> 
     field.live |= {str(number) for number in range(300)}
     crowded = one._announce_pause()
     assert 7 <= alone <= 13 and 225 <= crowded <= 375
+
+
+def test_another_mesh_is_remembered_until_it_is_gone_or_has_our_key() -> None:
+    one = Field().make(40_014)
+    place = (Address("10.0.0.1", 1),)
+    for instance in ("x", "y"):
+        one._handle_found(instance, Announcement("b" * 16, place))
+    assert one.other_meshes == [SeenMesh(tag="b" * 16, addresses=place)]
+    one._handle_lost("x")
+    one._handle_found("y", Announcement("c" * 16, place, others=(TAG,)))
+    assert one.other_meshes == []
+    for number in range(2 * OTHERS_MAX):
+        one._handle_found(str(number), Announcement(f"{number:016x}", place))
+    assert len(one.other_meshes) == OTHERS_MAX
 
 
 def test_a_newcomer_tries_a_few_of_those_in_sight_and_the_others_only_if_that_did_not_help() -> None:

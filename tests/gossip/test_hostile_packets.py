@@ -321,7 +321,7 @@ def test_records_of_nobody_and_digests_of_nonsense_are_answered_with_little_or_n
 @pytest.mark.parametrize("incarnation", [0, 1_000_000, COUNT_MAX - 1])
 def test_who_is_slandered_objects_and_the_others_believe_that(liveness: Liveness, incarnation: int) -> None:
     slandered, other = core_of("c"), core_of("a")
-    lie = Rumor(member("c", liveness, incarnation=incarnation), tuple(wire.accuser(peer(name)) for name in "bdef"))
+    lie = Rumor(member("c", liveness, incarnation=incarnation), tuple(wire.observer(peer(name)) for name in "bdef"))
     for core in (slandered, other):
         effects = core.handle_packet(1.0, packet("b", rumors=(lie,)), address("b"))
     objection = slandered.handle_packet(1.5, packet("b", Ping(1, peer("c")), rumors=(lie,)), address("b"))
@@ -379,6 +379,8 @@ def test_a_record_at_the_last_version_does_not_stop_its_owner() -> None:
         {"addresses": tuple(Address(f"10.0.0.{n}", 1) for n in range(1, 10))},
         {"incarnation": COUNT_MAX + 1},
         {"started_at": 2**41},
+        {"named": -1},
+        {"named": 2**32},
         {"boot": -1},
     ],
 )

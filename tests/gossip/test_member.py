@@ -1,12 +1,19 @@
 """The laws of merging beliefs."""
 
+from collections.abc import Callable
+from functools import reduce
+from random import Random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from meshq.gossip.member import Member, merge
-from tests.gossip.builders import DEAD, LEFT, SUSPECT, member, members
+from meshq.gossip.swim import Swim
+from meshq.gossip.wire import Rumor
+from tests.gossip import builders
+from tests.gossip.builders import DEAD, LEFT, SUSPECT, address, member, members, packet, peer
 
-BELIEFS = members(st.just("a"))
+BELIEFS = members(st.just("b"))
 
 
 @given(BELIEFS, BELIEFS)
@@ -30,10 +37,24 @@ def test_a_merged_belief_is_one_of_the_two(one: Member, other: Member) -> None:
     assert merge(one, other) in (one, other)
 
 
-def test_only_a_higher_incarnation_or_epoch_brings_back_the_dead() -> None:
-    dead = member("a", DEAD, incarnation=3)
-    assert merge(dead, member("a", incarnation=3)) == dead
-    assert merge(dead, member("a", SUSPECT, incarnation=3)) == dead
-    assert merge(dead, member("a", incarnation=4)) == member("a", incarnation=4)
-    assert merge(dead, member("a", epoch=2)) == member("a", epoch=2)
-    assert merge(dead, member("a", LEFT, incarnation=3)) == member("a", LEFT, incarnation=3)
+@given(st.lists(BELIEFS, min_size=1, max_size=5), st.randoms(use_true_random=False))
+def test_a_peer_believes_the_merge_of_all_that_it_heard_in_whatever_order_and_however_often(
+    told: list[Member], rng: Random
+) -> None:
+    core = builders.swim("a")
+    for belief in rng.sample(told * 2, 2 * len(told)):
+        core.handle_packet(0, packet("c", rumors=(Rumor(belief),)), address("c"))
+    core.check()
+    assert core.member(peer("b")) == reduce(merge, told)
+
+
+def test_only_a_higher_incarnation_or_epoch_brings_back_the_dead(swim: Callable[..., Swim]) -> None:
+    core, dead = swim("a"), member("b", DEAD, incarnation=3)
+    back, later = member("b", incarnation=4), member("b", DEAD, incarnation=4)
+    told = (dead, member("b", incarnation=3), member("b", SUSPECT, incarnation=3), back, later, member("b", epoch=2))
+    believed = []
+    for belief in told:
+        core.handle_packet(0, packet("c", rumors=(Rumor(belief),)), address("c"))
+        believed.append(core.member(peer("b")))
+    assert believed == [dead, dead, dead, back, later, member("b", epoch=2)]
+    assert merge(dead, member("b", LEFT, incarnation=3)) == member("b", LEFT, incarnation=3)

@@ -1,5 +1,6 @@
 """The small cores that `Swim` is made of."""
 
+from collections.abc import Callable
 from random import Random
 
 import pytest
@@ -11,10 +12,11 @@ from meshq.gossip.allowance import Allowance
 from meshq.gossip.probing import ProbeOrder, RoundTrips
 from meshq.gossip.profile import PROFILES
 from meshq.gossip.rumors import RumorQueue, retransmit_limit
+from meshq.gossip.swim import FORGET_INTERVAL, Swim
 from meshq.gossip.telemetry import DIGEST_PEERS_MAX, RecordTable
 from meshq.gossip.wire import Record, Rumor, short_id
 from meshq.ids import Epoch
-from tests.gossip.builders import member, peer
+from tests.gossip.builders import LEFT, address, member, packet, peer
 
 LAN = PROFILES["lan"]
 
@@ -36,13 +38,13 @@ def test_a_mesh_too_small_to_confirm_uses_the_shortest_suspicion() -> None:
 @given(st.lists(st.lists(st.sampled_from(["p", "q", "r", "s"]), max_size=3).map(tuple), max_size=6))
 def test_confirmations_only_ever_shorten_and_never_below_the_minimum(heard: list[tuple[str, ...]]) -> None:
     held = suspicion.begin(LAN, 10, 0.0, ("p",))
-    for accusers in heard:
-        confirmed = held.confirmed(accusers)
+    for observers in heard:
+        confirmed = held.confirmed(observers)
         assert 4.0 <= confirmed.deadline <= held.deadline
-        assert (confirmed is held) == (confirmed.accusers == held.accusers)
+        assert (confirmed is held) == (confirmed.observers == held.observers)
         held = confirmed
-    distinct = {accuser for accusers in heard for accuser in accusers} | {"p"}
-    assert set(held.accusers) <= distinct and len(held.accusers) == min(3, len(distinct))
+    distinct = {observer for observers in heard for observer in observers} | {"p"}
+    assert set(held.observers) <= distinct and len(held.observers) == min(3, len(distinct))
 
 
 @pytest.mark.parametrize(("members", "limit"), [(1, 6), (9, 8), (10, 9), (99, 12), (100, 13), (999, 16), (1000, 17)])
@@ -58,29 +60,28 @@ def test_the_queue_tells_what_was_told_least_and_of_that_the_newest() -> None:
     queue = RumorQueue()
     a, b, c = (Rumor(member(name)) for name in "abc")
     for rumor in (a, b, c):
-        queue.put(rumor, 3)
+        queue.put(rumor)
     assert told(queue) == [c, b, a]
     queue.told([c], 2)
     assert told(queue) == [b, a, c]
     queue.told([c, b], 2)
     assert told(queue) == [a, b]
     newer = Rumor(member("b", incarnation=1))
-    queue.put(newer, 3)
+    queue.put(newer)
     assert told(queue) == [newer, a]
     queue.told([b], 1)
     assert told(queue) == [newer, a], "what was told of an older belief does not count for the newer one"
 
 
-def test_the_queue_is_bounded_and_drops_what_was_told_most() -> None:
-    queue = RumorQueue()
-    first = Rumor(member(chr(0x100)))
-    queue.put(first, 10)
-    queue.told([first], 10)
-    for number in range(1, 300):
-        queue.put(Rumor(member(chr(0x100 + number))), 10)
-        queue.check(10)
-    assert len(queue) == 256 and queue.dropped == 300 - 256
-    assert first not in told(queue)
+def test_a_member_that_is_forgotten_leaves_no_rumor_behind_and_each_has_one_at_most(swim: Callable[..., Swim]) -> None:
+    core = swim("a")
+    for incarnation in range(3):
+        rumors = tuple(Rumor(member(name, LEFT, incarnation=incarnation)) for name in "bcdefg")
+        core.handle_packet(0, packet("b", rumors=rumors), address("b"))
+        assert len(core._beliefs.queue) == 6
+    core.handle_timeout(LAN.left_kept)
+    core.handle_timeout(LAN.left_kept + FORGET_INTERVAL)
+    assert [each.name for each in core.members()] == ["a"] and len(core._beliefs.queue) == 0
 
 
 @given(st.integers(0, 1000), st.integers(1, 20))

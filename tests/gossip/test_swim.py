@@ -106,7 +106,7 @@ def test_a_new_suspicion_is_told_to_everybody_at_once_the_suspect_included(swim:
     suspect = next(each for each in map(member, "bc") if each.peer == ping.message.target)
     told = [each for each in sent(effects) if each.rumors and each.message == GossipOnly()]
     assert [each.address for each in told] == [address("b"), address("c")]
-    rumor = Rumor(replace(suspect, liveness=SUSPECT), (wire.accuser(peer("a")),), 0)
+    rumor = Rumor(replace(suspect, liveness=SUSPECT), (wire.observer(peer("a")),), 0)
     assert all(each.rumors == (rumor,) for each in told)
 
 
@@ -232,23 +232,23 @@ def test_ping_requests_beyond_the_limit_are_refused_and_counted(swim: Build) -> 
 
 def test_an_unrefuted_suspicion_ends_in_death_within_its_bounds(swim: Build) -> None:
     core = swim("a", *map(member, "bcd"))
-    core.handle_packet(10, packet("b", rumors=(Rumor(member("d", SUSPECT), accusers("b")),)), address("b"))
+    core.handle_packet(10, packet("b", rumors=(Rumor(member("d", SUSPECT), observers("b")),)), address("b"))
     answer_all(core, 33.9)
     assert core.member(peer("d")) == member("d", SUSPECT)
     answer_all(core, 34.1)
     assert core.member(peer("d")) == member("d", DEAD)
 
 
-def accusers(names: str) -> tuple[str, ...]:
-    return tuple(wire.accuser(peer(name)) for name in names)
+def observers(names: str) -> tuple[str, ...]:
+    return tuple(wire.observer(peer(name)) for name in names)
 
 
 def test_among_five_and_more_nobody_dies_on_the_word_of_one(swim: Build) -> None:
     core = swim("a", *map(member, "bcde"))
-    core.handle_packet(10, packet("b", rumors=(Rumor(member("e", SUSPECT), accusers("b")),)), address("b"))
+    core.handle_packet(10, packet("b", rumors=(Rumor(member("e", SUSPECT), observers("b")),)), address("b"))
     answer_all(core, 100)
     assert core.member(peer("e")) == member("e", SUSPECT) and core.counters["deaths_unconfirmed"] == 3
-    core.handle_packet(100, packet("c", rumors=(Rumor(member("e", SUSPECT), accusers("c")),)), address("c"))
+    core.handle_packet(100, packet("c", rumors=(Rumor(member("e", SUSPECT), observers("c")),)), address("c"))
     answer_all(core, 124)
     assert core.member(peer("e")) == member("e", DEAD)
 
@@ -262,18 +262,18 @@ def test_who_is_cut_off_from_everybody_needs_no_second_observer(swim: Build) -> 
 def test_a_death_is_believed_if_two_observers_stand_behind_it_and_else_is_a_suspicion(swim: Build) -> None:
     for told, liveness in (("b", SUSPECT), ("bb", SUSPECT), ("bc", DEAD), ("", SUSPECT)):
         core = swim("a", *map(member, "bcde"))
-        core.handle_packet(0, packet("b", rumors=(Rumor(member("e", DEAD), accusers(told)),)), address("b"))
+        core.handle_packet(0, packet("b", rumors=(Rumor(member("e", DEAD), observers(told)),)), address("b"))
         assert core.member(peer("e")) == member("e", liveness), told
 
 
 def test_an_old_death_is_a_suspicion_first_whose_observers_no_longer_count(swim: Build) -> None:
     core = swim("a", *map(member, "bcde"))
-    old = Rumor(member("e", DEAD), accusers("bc"), 16)
+    old = Rumor(member("e", DEAD), observers("bc"), 16)
     core.handle_packet(0, packet("b", rumors=(old,)), address("b"))
     core.handle_packet(0, packet("c", rumors=(old,)), address("c"))
     answer_all(core, 60)
     assert core.member(peer("e")) == member("e", SUSPECT)
-    core.handle_packet(60, packet("d", rumors=(Rumor(member("e", SUSPECT), accusers("d")),)), address("d"))
+    core.handle_packet(60, packet("d", rumors=(Rumor(member("e", SUSPECT), observers("d")),)), address("d"))
     core.handle_packet(60, packet("b", rumors=(old,)), address("b"))
     answer_all(core, 65)
     assert core.member(peer("e")) == member("e", DEAD), "one saw it now, and others then"
@@ -281,10 +281,10 @@ def test_an_old_death_is_a_suspicion_first_whose_observers_no_longer_count(swim:
 
 def test_a_suspicion_that_confirmations_end_at_once_is_no_stall(swim: Build) -> None:
     core = swim("a", *map(member, "bcdef"))
-    core.handle_packet(0, packet("b", rumors=(Rumor(member("f", SUSPECT), accusers("b")),)), address("b"))
+    core.handle_packet(0, packet("b", rumors=(Rumor(member("f", SUSPECT), observers("b")),)), address("b"))
     answer_all(core, 15)
     for name in "cd":
-        core.handle_packet(15, packet(name, rumors=(Rumor(member("f", SUSPECT), accusers(name)),)), address(name))
+        core.handle_packet(15, packet(name, rumors=(Rumor(member("f", SUSPECT), observers(name)),)), address(name))
     assert core.deadline() < 15 - 1
     core.handle_timeout(15)
     assert core.member(peer("f")) == member("f", DEAD) and core.counters["stalls"] == 0
@@ -293,17 +293,17 @@ def test_a_suspicion_that_confirmations_end_at_once_is_no_stall(swim: Build) -> 
 def test_a_death_carries_the_names_of_those_who_observed_it(swim: Build) -> None:
     core = swim("a", *map(member, "bcde"))
     for name in "bc":
-        core.handle_packet(0, packet(name, rumors=(Rumor(member("e", SUSPECT), accusers(name)),)), address(name))
+        core.handle_packet(0, packet(name, rumors=(Rumor(member("e", SUSPECT), observers(name)),)), address(name))
     effects = answer_all(core, 30)
     [rumor] = {rumor for each in sent(effects) for rumor in each.rumors if rumor.member == member("e", DEAD)}
-    assert rumor.accusers == accusers("bc")
+    assert rumor.observers == observers("bc")
 
 
 def test_a_suspicion_of_a_small_mesh_finds_its_second_observer_when_the_mesh_has_grown(swim: Build) -> None:
     core = swim("a", member("b"), member("c"))
-    core.handle_packet(0, packet("b", rumors=(Rumor(member("c", SUSPECT), accusers("b")),)), address("b"))
+    core.handle_packet(0, packet("b", rumors=(Rumor(member("c", SUSPECT), observers("b")),)), address("b"))
     core.handle_packet(1, packet("b", rumors=tuple(Rumor(member(name)) for name in "def")), address("b"))
-    core.handle_packet(2, packet("d", rumors=(Rumor(member("c", SUSPECT), accusers("d")),)), address("d"))
+    core.handle_packet(2, packet("d", rumors=(Rumor(member("c", SUSPECT), observers("d")),)), address("d"))
     answer_all(core, 30)
     assert core.member(peer("c")) == member("c", DEAD)
 
@@ -324,29 +324,29 @@ def test_the_ration_of_suspicions_is_a_tenth_of_a_large_mesh_and_renewed_within_
     others = [replace(member(name, addresses=(Address("10.1.0.1", 1),)), name="x") for name in names]
     core = build("a", *others)
     for other in others:
-        core._beliefs.accuse(10.0, other.peer)
+        core._beliefs.suspect(10.0, other.peer)
     assert core.counters["suspicions_withheld"] == 99 - 10
-    core._beliefs.accuse(69.9, others[50].peer)
+    core._beliefs.suspect(69.9, others[50].peer)
     assert core.counters["suspicions_withheld"] == 99 - 10 + 1
-    core._beliefs.accuse(70.1, others[50].peer)
+    core._beliefs.suspect(70.1, others[50].peer)
     assert core.counters["suspicions_withheld"] == 99 - 10 + 1
 
 
 def test_two_confirmations_shorten_a_suspicion_to_its_minimum(swim: Build) -> None:
     core = swim("a", *map(member, "bcdef"))
-    for accuser in "bcd":
-        rumor = Rumor(member("f", SUSPECT), (wire.accuser(peer(accuser)),))
-        core.handle_packet(10, packet(accuser, rumors=(rumor,)), address(accuser))
+    for observer in "bcd":
+        rumor = Rumor(member("f", SUSPECT), (wire.observer(peer(observer)),))
+        core.handle_packet(10, packet(observer, rumors=(rumor,)), address(observer))
     answer_all(core, 13.9)
     assert core.member(peer("f")) == member("f", SUSPECT)
     answer_all(core, 14.1)
     assert core.member(peer("f")) == member("f", DEAD)
 
 
-def test_the_same_accuser_twice_is_no_confirmation(swim: Build) -> None:
+def test_the_same_observer_twice_is_no_confirmation(swim: Build) -> None:
     core = swim("a", *map(member, "bcdef"))
     for carrier in "bcd":
-        rumor = Rumor(member("f", SUSPECT), (wire.accuser(peer("b")),))
+        rumor = Rumor(member("f", SUSPECT), (wire.observer(peer("b")),))
         core.handle_packet(10, packet(carrier, rumors=(rumor,)), address(carrier))
     answer_all(core, 30)
     assert core.member(peer("f")) == member("f", SUSPECT)
@@ -372,21 +372,21 @@ def test_a_refutation_ends_a_suspicion(swim: Build) -> None:
     assert core.member(peer("c")) == member("c", incarnation=1)
 
 
-@pytest.mark.parametrize("accusation", [member("a", SUSPECT, incarnation=3), member("a", DEAD, incarnation=3)])
-def test_i_refute_by_raising_my_incarnation_above_the_accusation(swim: Build, accusation: Member) -> None:
+@pytest.mark.parametrize("statement", [member("a", SUSPECT, incarnation=3), member("a", DEAD, incarnation=3)])
+def test_i_refute_by_raising_my_incarnation_above_the_statement(swim: Build, statement: Member) -> None:
     core = swim("a", member("b"), member("c"))
-    effects = core.handle_packet(0, packet("b", rumors=(Rumor(accusation),)), address("b"))
+    effects = core.handle_packet(0, packet("b", rumors=(Rumor(statement),)), address("b"))
     me = member("a", incarnation=4)
     assert readable(effects) == [
         MemberChanged(member("a"), me),
-        Refuted(accusation),
+        Refuted(statement),
         Sent(address("b"), GossipOnly(), (Rumor(me),)),
         Sent(address("c"), GossipOnly(), (Rumor(me),)),
     ]
     assert core.me == me and core.health == 1
 
 
-def test_an_old_accusation_is_not_refuted_again(swim: Build) -> None:
+def test_an_old_statement_is_not_refuted_again(swim: Build) -> None:
     core = swim("a", member("b"))
     core.handle_packet(0, packet("b", rumors=(Rumor(member("a", SUSPECT)),)), address("b"))
     assert core.handle_packet(1, packet("b", rumors=(Rumor(member("a", SUSPECT)),)), address("b")) == []
@@ -544,7 +544,7 @@ def test_a_stall_that_is_reported_too_short_first_counts_all_the_same(swim: Buil
 def test_a_stall_forgets_the_confirmations_that_were_heard(swim: Build) -> None:
     core = swim("a", *map(member, "bcdef"))
     for by in "bcd":
-        core.handle_packet(1, packet(by, rumors=(Rumor(member("f", SUSPECT), accusers(by)),)), address(by))
+        core.handle_packet(1, packet(by, rumors=(Rumor(member("f", SUSPECT), observers(by)),)), address(by))
     core.handle_stall(2, 1.5)
     answer_all(core, 20)
     assert core.member(peer("f")) == member("f", SUSPECT)

@@ -95,8 +95,8 @@ def test_a_leaver_says_so_to_everybody_and_stays_gone(swim: Build) -> None:
         Sent(address("b"), GossipOnly(), (Rumor(gone),)),
         Sent(address("c"), GossipOnly(), (Rumor(gone),)),
     ]
-    accusing = packet("b", Ping(1, peer("a")), rumors=(Rumor(member("a", DEAD, incarnation=1)),))
-    [ack] = sent(core.handle_packet(0.1, accusing, address("b")))
+    told = packet("b", Ping(1, peer("a")), rumors=(Rumor(member("a", DEAD, incarnation=1)),))
+    [ack] = sent(core.handle_packet(0.1, told, address("b")))
     assert ack.message == Ack(1) and Rumor(gone) in ack.rumors
     assert core.publish(0.2, b"record") == []
     effects = run_until(core, 120)
@@ -235,12 +235,6 @@ def test_a_member_that_says_that_it_moved_is_no_longer_sent_to_where_it_was_hear
     moved = member("b", incarnation=1, addresses=(address("q"),))
     core.handle_packet(1, packet("c", rumors=(Rumor(member("c")), Rumor(moved))), address("c"))
     assert core.addresses(peer("b")) == (address("q"),)
-
-
-def test_a_failed_push_pull_says_that_tcp_does_not_get_there(swim: Build) -> None:
-    core = swim("a", member("b"))
-    core.handle_sync_failed(1, peer("b"))
-    assert (link := core.connectivity(1, peer("b"))) is not None and link.tcp is False
 
 
 def test_a_new_run_may_be_anywhere_and_is_looked_for_where_it_says(swim: Build) -> None:

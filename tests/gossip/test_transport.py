@@ -391,7 +391,7 @@ def test_a_blocked_event_loop_costs_health() -> None:
     in_lab(story)
 
 
-def test_a_restart_is_seen_at_once_and_an_accused_refutes() -> None:
+def test_a_restart_is_seen_at_once_and_a_suspect_refutes() -> None:
     async def story(lab: Lab) -> None:
         a, b = lab.start("a"), lab.start("b")
         b.join(a.core.me.addresses)
@@ -400,9 +400,9 @@ def test_a_restart_is_seen_at_once_and_an_accused_refutes() -> None:
         b = lab.start("b", epoch=2)
         b.join(a.core.me.addresses)
         await until(lambda: a.core.member(peer("b")) == b.core.me, "the new run is seen")
-        accusation = Member(peer=peer("b"), epoch=Epoch(2), incarnation=5, liveness=Liveness.SUSPECT, name="b", addresses=())
-        b._receive(seal(packet("a", rumors=(Rumor(accusation),))), ("127.0.0.1", 1))
-        assert Refuted(accusation) in lab.effects["b"]
+        statement = Member(peer=peer("b"), epoch=Epoch(2), incarnation=5, liveness=Liveness.SUSPECT, name="b", addresses=())
+        b._receive(seal(packet("a", rumors=(Rumor(statement),))), ("127.0.0.1", 1))
+        assert Refuted(statement) in lab.effects["b"]
         await until(lambda: a.core.member(peer("b")) == b.core.me and b.core.me.incarnation == 6, "the refutation is seen")
 
     in_lab(story)

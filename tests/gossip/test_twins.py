@@ -142,27 +142,27 @@ def test_a_silent_clone_sends_answers_and_announces_nothing_any_more() -> None:
 # Flapping
 
 
-def accuse(core: Swim, now: float, by: str) -> None:
-    accusation = replace(core.me, liveness=SUSPECT)
-    rumor = Rumor(accusation, (wire.accuser(peer(by)),))
+def suspect(core: Swim, now: float, by: str) -> None:
+    suspicion = replace(core.me, liveness=SUSPECT)
+    rumor = Rumor(suspicion, (wire.observer(peer(by)),))
     core.handle_packet(now, packet("b", rumors=(rumor,)), address("b"))
-    assert core.me.liveness is ALIVE and core.me.incarnation == accusation.incarnation + 1
+    assert core.me.liveness is ALIVE and core.me.incarnation == suspicion.incarnation + 1
 
 
 def test_who_is_suspected_three_times_within_a_minute_claims_nothing_for_a_while(swim: Build) -> None:
     core = swim("a", *map(member, "bcd"))
     for number, by in enumerate("bcb"):
         assert core.damped(100 + 20 * number) == 0
-        accuse(core, 100 + 20 * number, by)
+        suspect(core, 100 + 20 * number, by)
     assert core.damped(140) == DAMPED_MIN
     assert core.damped(140 + DAMPED_MIN) == 0
 
 
-def test_three_suspicions_in_three_minutes_or_by_one_accuser_are_no_flapping(swim: Build) -> None:
+def test_three_suspicions_in_three_minutes_or_by_one_observer_are_no_flapping(swim: Build) -> None:
     for times, by in (((100, 190, 280), "bcb"), ((100, 110, 120), "bbb")):
         core = swim("a", *map(member, "bcd"))
-        for now, accuser in zip(times, by, strict=True):
-            accuse(core, now, accuser)
+        for now, observer in zip(times, by, strict=True):
+            suspect(core, now, observer)
         assert core.damped(times[-1]) == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 from meshq import codec
 from meshq.errors import PeerError
 from meshq.gossip import wire
-from meshq.gossip.connectivity import MISSES_MAX, Connections, Connectivity
+from meshq.gossip.connectivity import MISSES_MAX, SILENT_SECONDS, Connections, Connectivity
 from meshq.gossip.effects import Answer, Effect, NoteHeard, Send, Stream, Sync, TransportChanged
 from meshq.gossip.member import Address
 from meshq.gossip.swim import Routine, Swim
@@ -200,13 +200,38 @@ def test_a_packet_over_tcp_in_the_name_of_somebody_else_is_refused(swim: Build, 
     assert core.member(peer("x")) is None and core.counters["packets_misattributed"] == 1
 
 
-def test_a_failed_stream_is_remembered_and_no_proof(swim: Build) -> None:
+def test_a_failed_stream_is_counted_and_no_proof(swim: Build) -> None:
     core = swim("a", member("b"))
     assert core.handle_stream_failed(0, peer("b")) == [] and core.handle_stream_failed(0, peer("x")) == []
-    connectivity = core.connectivity(0, peer("b"))
-    assert connectivity is not None and connectivity.tcp is False
     assert core.member(peer("b")) == member("b") and core.counters["streams_failed"] == 2
-    assert core.connectivity(0, peer("x")) is None
+
+
+def test_what_requests_say_of_tcp_is_told_until_the_next_one_says_otherwise_or_another_run_comes(swim: Build) -> None:
+    core = swim("a", member("b"))
+
+    def tcp() -> bool | None:
+        link = core.connectivity(2, peer("b"))
+        assert link is not None and link.udp is None and core.member(peer("b")) is not None
+        return link.tcp
+
+    told = [tcp()]
+    for answered in (True, False, True, False):
+        core.handle_tcp(peer("b"), answered)
+        told.append(tcp())
+    core.handle_packet(1, packet("c", rumors=(Rumor(member("b", epoch=2)),)), address("c"))
+    assert [*told, tcp()] == [None, True, False, True, False, None]
+    core.handle_tcp(peer("x"), False)
+    core.handle_tcp(peer("a"), False)
+    assert core.connectivity(2, peer("x")) is None and core._connections.peers() == (peer("b"),)
+
+
+@pytest.mark.parametrize(("seconds", "silent"), [(0.0, False), (SILENT_SECONDS, False), (SILENT_SECONDS + 0.1, True)])
+def test_who_was_not_heard_for_three_refreshes_is_silent(swim: Build, seconds: float, silent: bool) -> None:
+    core = swim("a", member("b"))
+    core.handle_packet(0, packet("b"), address("b"))
+    link = core.connectivity(seconds, peer("b"))
+    assert link is not None and link.silent is silent
+    assert not Connectivity(udp=None, tcp=None, address=None, rtt=None, heard_seconds=None).silent, "it was never heard"
 
 
 def test_a_refused_connection_leads_to_a_probe_at_once_but_not_to_one_after_the_other(swim: Build) -> None:

@@ -93,7 +93,7 @@ def test_a_packet_is_filled_in_order_and_never_too_large(
 
 
 def test_the_largest_rumor_fits_beside_telemetry_and_the_largest_record_leads_a_packet() -> None:
-    rumor = Rumor(largest(), tuple(wire.accuser(peer(name)) for name in "abc"), 2**32 - 1)
+    rumor = Rumor(largest(), tuple(wire.observer(peer(name)) for name in "abc"), 2**32 - 1)
     digest = [wire.digest_entry(b"12345", 1, 1)] * 90
     filled = wire.fill(empty(Ping(2**32 - 1, peer("x"))), rumors=[wire.coded(rumor)], digest=digest)
     assert filled.rumors == (rumor,)
@@ -132,7 +132,7 @@ def test_garbage_is_refused_with_one_exception(data: bytes) -> None:
 
 @given(st.data())
 def test_a_damaged_packet_is_refused_or_read_but_never_anything_else(data: st.DataObject) -> None:
-    rumor = Rumor(member("b", DEAD), (wire.accuser(peer("c")),), 5)
+    rumor = Rumor(member("b", DEAD), (wire.observer(peer("c")),), 5)
     good = bytearray(codec.encode(Packet(peer("a"), Epoch(1), Ping(1, peer("b")), (rumor,))))
     for _ in range(data.draw(st.integers(1, 4))):
         good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))

@@ -118,6 +118,7 @@ def test_a_home_keeps_its_mesh_when_another_key_is_shown(mesh: Mesh) -> None:
     [
         ("--port", "70000"), ("--port", "many"), ("--slots", "-1"), ("--memory", "lots"), ("--gpus", "some"), ("--label", "x"),
         ("--profile", "moon"), ("--order", "random"), ("--name", "a b"), ("--bind", "everywhere"), ("--seed", "lab:port"),
+        ("--bind", "255.255.255.255"), ("--bind", "224.0.0.1"), ("--seed", "fd00::1:7733"),
         ("--queue", "../etc"), ("--key-file", "/nowhere/key"), ("--group", "no-such-group"), ("--config", "/nowhere.toml"),
     ],
 )  # fmt: skip

@@ -199,6 +199,24 @@ def tasks_of(agent: Agent) -> list[Any]:
     return [task["id"] for task in agent.ask("tasks")]
 
 
+def test_who_is_off_is_named_before_the_old_key_is_removed_and_a_running_agent_takes_the_new_one(mesh: Mesh) -> None:
+    ada, bob, cyd, dan = mesh.start("ada", "bob", "cyd", "dan", options=FAST)
+    cyd.terminate()
+    assert dan.run("leave").code == 0
+    wait_until_dead(cyd, ada)
+    [old], new = ids_at(ada), change_the_key(ada, remove=False)
+    assert f"off, and not known to have {new}: cyd, dan\n" in ada.run("key", "list").out
+    assert "locked out now, as far as is known: cyd, dan\n" in bob.run("key", "remove", old).err
+
+    dan.wait_until_ended()
+    dan.join()
+    dan.ask("key", "install", "--key-file", key_file(mesh.folder, key_of(ada)))
+    dan.ask("key", "use", new)
+    mesh.wait_until_whole(ada, bob, dan)
+    wait_for(lambda: ids_at(dan) == [new], CATCH_UP, "dan has heard that its old key was removed")
+    assert f"off, and not known to have {new}: cyd\n" in ada.run("key", "list").out
+
+
 def test_who_comes_with_a_leaked_key_is_never_handed_the_new_one_and_is_out_in_the_end(mesh: Mesh) -> None:
     ada, bob = mesh.start("ada", "bob", options=FAST)
     leaked, [old] = key_of(ada), ids_at(ada)

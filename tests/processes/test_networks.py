@@ -85,9 +85,12 @@ def test_docker_tunnels_a_renewed_lease_and_a_common_host_name_do_no_harm(mesh: 
         mesh.wait_until_whole(*agents, limit=10)
         assert deaths_seen(agents) == []
 
-        assert bob.terminate() == 0
-        bob.join("--name", "ada", mdns=True)
-        wait_until_alive_are(agents, {"ada", "ada-2", "cyd"}, 30)
+        for _ in range(2):
+            assert bob.terminate() == 0
+            bob.join("--name", "ada", mdns=True)
+            wait_until_alive_are(agents, {"ada", "ada-2", "cyd"}, 30)
+            wait_until_all_reach(agents, {"ada": f"10.77.0.1:{PORT}", "ada-2": f"10.77.0.102:{PORT}"})
+        assert [line for agent in (agents[0], agents[2]) for line in said(agent, "another peer is called")] == []
 
 
 def test_machines_with_ipv6_alone_meet_by_mdns_and_one_whose_network_comes_late_joins_them(mesh: Mesh) -> None:
@@ -133,6 +136,26 @@ def test_who_is_alone_says_how_to_join_it_and_switches_that_are_connected_later_
         cyd.join("--key-file", str(key_file), *options.split())
         mesh.wait_until_whole(ada, bob, cyd, limit=20)
         assert len(said(ada, command)) == 1, "it is said once"
+
+
+def test_who_began_a_mesh_of_its_own_beside_another_one_is_told_how_to_move_over(mesh: Mesh) -> None:
+    with lan(2) as net:
+        net.machines[0].add_docker_bridge()
+        ada, bob = (add(mesh, name, machine) for name, machine in zip(("ada", "bob"), net.machines, strict=True))
+        ada.join("--new", mdns=True)
+        bob.join("--new", mdns=True)
+        words = f"A mesh is in sight at 10.77.0.1:{PORT}, but its key is another than this machine's"
+        wait_for(partial(printed, bob, words), 40, "bob says so")
+        [command] = re.findall(r"meshq leave; meshq join (.*?)\. To add", bob.output.read_text())
+        [check] = [each for each in bob.run("doctor", "--json").json()["checks"] if each["name"] == "peers"]
+        assert command.replace("KEY", "F") in check["fix"]
+
+        key_file = bob.here / "KEY"
+        key_file.write_text(mesh.key())
+        key_file.chmod(0o600)
+        assert bob.run("leave").code == 0 and bob.wait_until_ended() == 0
+        bob.join(*command.replace("KEY", str(key_file)).split(), mdns=True)
+        mesh.wait_until_whole(ada, bob)
 
 
 @pytest.mark.parametrize(("mine", "other"), [("10.77.0.{}", "10.78.0.{}"), ("fd77::{}", "fd78::{}")], ids=["IPv4", "IPv6"])
@@ -194,6 +217,39 @@ def test_a_mesh_forms_and_works_where_udp_is_blocked_and_says_so(mesh: Mesh) -> 
 def finds_udp_blocked(agent: Agent) -> bool:
     checks = agent.run("doctor", "--json").json()["checks"]
     return any(check["name"] == "udp" and not check["ok"] for check in checks)
+
+
+def test_where_tcp_is_blocked_and_udp_is_not_a_submit_names_the_machine_and_so_do_peers_and_doctor(mesh: Mesh) -> None:
+    with lan(3) as net:
+        ada, bob, cyd = agents = [add(mesh, name, each) for name, each in zip(("ada", "bob", "cyd"), net.machines, strict=True)]
+        ada.join("--new")
+        for agent in (bob, cyd):
+            agent.join("--seed", f"10.77.0.1:{PORT}", key=mesh.key())
+        mesh.wait_until_whole(*agents)
+        wait_for(partial(says_of_tcp, ada, {"bob": True, "cyd": True}), 30, "ada has reached both by TCP")
+        net.machines[2].drop("INPUT", "!", "-i", "lo", "-p", "tcp")
+        done = ada.run("submit", "--json", "--", "true")
+        assert (done.code, done.json()["stored_on"]) == (0, ["ada", "bob"])
+        assert [each["name"] for each in done.json()["not_stored_on"]] == ["cyd"]
+        assert "note: cyd is alive but did not take a copy: no answer" in done.err
+        wait_for(partial(says_of_tcp, ada, {"bob": True, "cyd": False}), 15, "ada knows that TCP does not get to cyd")
+        [check] = [each for each in ada.run("doctor", "--json").json()["checks"] if each["name"] == "tcp"]
+        assert not check["ok"] and check["detail"].startswith("TCP does not get to cyd, though UDP does")
+        assert "UDP only" in ada.run("peers").out
+        assert net.machines[2].forgive() > 5, "the fault happened"
+        wait_for(partial(says_of_tcp, ada, {"bob": True, "cyd": True}), 60, "it works again")
+        wait_for(partial(everybody_takes_a_copy, ada), 20, "all take copies again")
+        assert deaths_seen(agents) == []
+
+
+def everybody_takes_a_copy(agent: Agent) -> bool:
+    document = agent.run("submit", "--json", "--", "true").json()
+    return document["not_stored_on"] == [] and set(document["stored_on"]) == {"ada", "bob", "cyd"}
+
+
+def says_of_tcp(agent: Agent, expected: dict[str, bool]) -> bool:
+    links = {peer["name"]: peer["connectivity"] for peer in agent.ask("peers")}
+    return all(links[name]["tcp"] is works and links[name]["udp"] for name, works in expected.items())
 
 
 def test_two_machines_that_only_a_third_one_reaches_see_each_other_alive_and_share_the_queue(mesh: Mesh) -> None:

@@ -22,8 +22,9 @@ from meshq.ledger import effects as ledger_effects
 from meshq.ledger.core import Ledger
 from meshq.ledger.effects import EpochMinted, Persist, Push, PushReply, SyncPage, SyncRequest
 from meshq.ledger.shell import merge_persists
-from meshq.meeting import SAVE_DELAY, SAVE_SECONDS, SEED_PAUSE_MAX
+from meshq.meeting import SAVE_DELAY, SAVE_SECONDS
 from meshq.peers import Peers, is_alive
+from meshq.seeds import PAUSE_MAX
 from meshq.task import EndKind, Gpu, Telemetry
 from tests.simulator.exec_shell import CPUS, GPU_BYTES, MEMORY_BYTES, ExecShell
 from tests.simulator.gossip_peer import GossipPeer
@@ -195,7 +196,7 @@ class MeshPeer:
         if alone := not self.peers.others_alive():
             addresses = [other.gossip.address for other in self.mesh.peers.values() if other is not self]
             self.gossip.perform(self.gossip.core.join(self.world.now, addresses))
-        self.later(pause, self._join_seeds, min(SEED_PAUSE_MAX, 2 * pause) if alone else 1.0)
+        self.later(pause, self._join_seeds, min(PAUSE_MAX, 2 * pause) if alone else 1.0)
 
     def _save_known_peers(self) -> None:
         self.machine.disk.known_peers = self.gossip.core.known_peers(self.world.now)

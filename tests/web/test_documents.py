@@ -123,14 +123,26 @@ TRANSPORTS = [
 def test_a_peer_says_by_which_transport_it_is_reached(udp: bool | None, tcp: bool | None, transport: str | None) -> None:
     document = documents.peer_document(peer_facts(connectivity=link(udp, tcp)))
     assert document["connectivity"] == {
-        "transport": transport, "udp": udp, "tcp": tcp, "rtt_ms": 12.346, "last_heard_seconds": 4.0,
+        "transport": transport, "udp": udp, "tcp": tcp, "rtt_ms": 12.346, "last_heard_seconds": 4.0, "silent": False,
     }  # fmt: skip
     assert document["address"] == "[fd00::2]:7733", "the one in use, not the first that it told"
 
 
 @pytest.mark.parametrize("liveness", [Liveness.DEAD, Liveness.LEFT])
 def test_who_is_gone_is_reached_by_nothing(liveness: Liveness) -> None:
-    assert documents.peer_document(peer_facts(liveness, connectivity=link(True, True)))["connectivity"]["transport"] is None
+    gone = documents.peer_document(peer_facts(liveness, connectivity=replace(link(True, True), heard_seconds=44.0)))
+    assert (gone["connectivity"]["transport"], gone["connectivity"]["silent"]) == (None, False)
+
+
+@pytest.mark.parametrize("liveness", [Liveness.ALIVE, Liveness.SUSPECT])
+@pytest.mark.parametrize(("udp", "tcp", "transport"), [(True, True, "udp"), (False, True, "tcp"), (None, None, None)])
+def test_who_is_held_alive_and_was_not_heard_for_long_is_silent(
+    liveness: Liveness, udp: bool | None, tcp: bool | None, transport: str | None
+) -> None:
+    for seconds, silent in ((30.0, False), (44.0, True)):
+        way = replace(link(udp, tcp), heard_seconds=seconds)
+        shown = documents.peer_document(peer_facts(liveness, connectivity=way))["connectivity"]
+        assert (shown["transport"], shown["silent"]) == (None if silent else transport, silent)
 
 
 def test_the_peer_that_answers_has_no_connectivity_and_one_never_met_has_an_unknown_one() -> None:
@@ -138,7 +150,8 @@ def test_the_peer_that_answers_has_no_connectivity_and_one_never_met_has_an_unkn
     assert (mine["connectivity"], mine["address"]) == (None, "10.0.0.1:7733")
     assert (mine["epoch"], mine["incarnation"], mine["started_at"]) == (3, 2, "1970-01-01T00:00:01.000Z")
     unknown = documents.peer_document(peer_facts(connectivity=documents.UNKNOWN_LINK))
-    assert set(unknown["connectivity"].values()) == {None} and unknown["address"] is None
+    assert (unknown["connectivity"].pop("silent"), unknown["address"]) == (False, None)
+    assert set(unknown["connectivity"].values()) == {None}
 
 
 def test_gpus_are_shown_with_their_processes_and_instances() -> None:

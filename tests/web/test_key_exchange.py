@@ -168,6 +168,17 @@ async def test_using_is_refused_while_a_live_machine_lacks_the_key_and_a_second_
 
 
 @in_loop
+async def test_who_comes_when_the_key_is_in_use_already_is_handed_that_one_by_installing_it_again(lab: Lab) -> None:
+    ada, bob, _ = three(lab)
+    await ada.steps.install(K1.text, ())
+    await ada.steps.use(K1.id, ())
+    dan = lab.add("dan", ring_of(K0))
+    done = await bob.steps.install(bob.holder.text, ())
+    assert (done["id"], done["peers"], dan.ids) == (K1.id, ["ada", "bob", "cyd", "dan"], [K1.id, K0.id])
+    assert {each.holder.digest for each in (ada, dan)} == {bob.holder.digest}
+
+
+@in_loop
 async def test_a_machine_that_is_too_old_to_change_keys_is_named_with_its_version(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -244,6 +255,27 @@ async def test_removing_warns_of_machines_that_are_off_and_have_nothing_else(lab
     ada.peers._entries[cyd.peer].telemetry = Telemetry(keys=(K0.id,), ring="00000000")
     assert (await ada.steps.remove([K0.id], ()))["stranded"] == ["cyd"]
     assert bob.ids == [K1.id]
+
+
+@in_loop
+async def test_of_machines_that_are_off_those_are_named_that_are_not_known_to_have_a_key(lab: Lab) -> None:
+    ada, bob, cyd = three(lab)
+    eve = lab.add("eve", ring_of(K0))
+    lab.gossip()
+    lab.everybody_believes(bob, Liveness.DEAD)
+    lab.everybody_believes(cyd, Liveness.LEFT)
+    ada.peers.remember(2.0, [KnownPeer(peer=identity_of(9).peer, name="dan", addresses=(), unseen_for=1.0)])
+    await ada.steps.install(K1.text, ("eve",))
+    lab.everybody_believes(eve, Liveness.DEAD)  # it was shut out: nobody misses it
+    keys = {each["id"]: each["off"] for each in ada.steps.document()["keys"]}
+    assert keys == {K0.id: ["dan"], K1.id: ["bob", "cyd", "dan"]}
+    done = await ada.steps.use(K1.id, ())
+    assert done["peers"] == ["ada"]
+    assert (await ada.steps.remove([K0.id], ("dan",)))["stranded"] == ["bob", "cyd"]
+    assert (await ada.steps.remove([K0.id], ()))["stranded"] == ["bob", "cyd", "dan"]
+
+    ada.peers._entries[bob.peer].telemetry = Telemetry(keys=(K0.id, K1.id))  # as it said before it went off
+    assert [each["off"] for each in ada.steps.document()["keys"]] == [["cyd", "dan"]]
 
 
 @in_loop
@@ -383,8 +415,8 @@ async def test_the_list_says_of_each_key_who_has_it_who_uses_it_and_who_lacks_it
     lab.gossip()
     assert ada.steps.document() == {
         "keys": [
-            {"id": K1.id, "in_use": True, "peers": ["ada", "bob"], "used_by": ["ada", "bob"], "lacking": ["cyd"]},
-            {"id": K0.id, "in_use": False, "peers": ["ada", "bob", "cyd"], "used_by": ["cyd"], "lacking": []},
+            {"id": K1.id, "in_use": True, "peers": ["ada", "bob"], "used_by": ["ada", "bob"], "lacking": ["cyd"], "off": []},
+            {"id": K0.id, "in_use": False, "peers": ["ada", "bob", "cyd"], "used_by": ["cyd"], "lacking": [], "off": []},
         ],
         "removed": [],
     }

@@ -55,11 +55,12 @@ async def serving(
 
 @asynccontextmanager
 async def client(
-    identity: Identity, *candidates: Address, key: MeshKey = MESH, on_refused: Callable[[PeerId], None] = lambda peer: None
-) -> AsyncIterator[PeerClient]:
+    identity: Identity, *candidates: Address, key: MeshKey = MESH, on_refused: Callable[[PeerId], None] = lambda peer: None,
+    on_tcp: Callable[[PeerId, bool], None] = lambda peer, answered: None,
+) -> AsyncIterator[PeerClient]:  # fmt: skip
     credentials = Credentials(key, identity)
     contexts = credentials.client_context(), credentials.seed_context()
-    made = PeerClient(lambda: contexts[0], lambda: contexts[1], lambda peer: candidates, on_refused)
+    made = PeerClient(lambda: contexts[0], lambda: contexts[1], lambda peer: candidates, on_refused, on_tcp)
     try:
         yield made
     finally:
@@ -343,6 +344,96 @@ def test_an_idle_connection_is_closed_by_this_side_first() -> None:
 
 def test_all_kinds_together_stay_below_what_the_other_sides_gate_takes_from_one_address() -> None:
     assert sum(Share) < CONNECTIONS_PER_ADDRESS_MAX
+
+
+class Told:
+    """What a client says of TCP to others, in the order in which it says it."""
+
+    def __init__(self) -> None:
+        self.answers: list[bool] = []
+
+    def __call__(self, peer: PeerId, answered: bool) -> None:
+        self.answers.append(answered)
+
+
+def test_each_answer_is_told_be_it_a_refusal_and_each_request_that_got_none() -> None:
+    async def serve(request: web.Request) -> web.Response:
+        body = await request.read()
+        if body == b"hang up":
+            assert request.transport is not None
+            request.transport.abort()
+        elif body == b"hang":
+            await asyncio.Event().wait()
+        return web.Response(status=503 if body == b"refuse" else 200)
+
+    async def scenario() -> None:
+        server, told = new_identity(), Told()
+        async with serving(server, serve) as address, client(new_identity(), address, on_tcp=told) as peers:
+            await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
+            with pytest.raises(PeerError, match="503"):
+                await peers.post(server.peer, "/echo", b"refuse", answer_bytes_max=100)
+            async with peers.stream(server.peer, "/echo"):
+                pass
+            await peers.post_seed(address, "/echo", b"", answer_bytes_max=100)
+            assert told.answers == [True] * 4 and peers.failure(server.peer) == ""
+            closed = "it closed the connection (another mesh key, or it is stopping)"
+            for body, seconds, why in ((b"hang up", 15.0, closed), (b"hang", 0.3, "no answer in time")):
+                told.answers.clear()
+                with pytest.raises(Unreachable):
+                    await peers.post(server.peer, "/echo", body, answer_bytes_max=100, seconds=seconds)
+                assert (told.answers, peers.failure(server.peer)) == ([False], why)
+                await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
+                assert (told.answers, peers.failure(server.peer)) == ([False, True], "")
+
+    asyncio.run(scenario())
+
+
+def test_a_peer_that_is_found_nowhere_is_told_and_nothing_of_a_seed_or_by_a_client_that_stops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dialing, "race", partial(dialing.race, delay=0.05, seconds=0.5))
+
+    async def scenario() -> None:
+        peer, told = new_identity().peer, Told()
+        with black_hole() as hole:
+            async with client(new_identity(), NOBODY, hole, on_tcp=told) as peers:
+                with pytest.raises(Unreachable):
+                    await peers.post_seed(NOBODY, "/echo", b"", answer_bytes_max=100)
+                assert told.answers == [], "nobody knows who it would have been"
+                with pytest.raises(Unreachable):
+                    await peers.post(peer, "/echo", b"", answer_bytes_max=100)
+                assert (told.answers, peers.failure(peer)) == ([False], "Connection refused; no answer in time")
+                await peers.close()
+                with pytest.raises(Unreachable):
+                    await peers.post(peer, "/echo", b"", answer_bytes_max=100)
+                assert told.answers == [False]
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_fails_after_a_later_one_was_answered_says_nothing_of_tcp() -> None:
+    async def scenario() -> None:
+        server, told = new_identity(), Told()
+        asked, go = asyncio.Event(), asyncio.Event()
+
+        async def serve(request: web.Request) -> web.Response:
+            if await request.read() == b"hang up":
+                asked.set()
+                await go.wait()
+                assert request.transport is not None
+                request.transport.abort()
+            return web.Response()
+
+        async with serving(server, serve) as address, client(new_identity(), address, on_tcp=told) as peers:
+            first = asyncio.ensure_future(peers.post(server.peer, "/echo", b"hang up", answer_bytes_max=100))
+            await asked.wait()
+            await peers.post(server.peer, "/echo", b"", answer_bytes_max=100)
+            go.set()
+            with pytest.raises(Unreachable, match="stopped answering"):
+                await first
+            assert (told.answers, peers.failure(server.peer)) == ([True], "")
+
+    asyncio.run(scenario())
 
 
 def test_nobody_and_another_mesh_are_unreachable_and_the_message_says_why() -> None:

@@ -94,7 +94,7 @@ class Counts:
             case MemberChanged(_, after):
                 self._believed(peer, after)
             case ProbeFailed(subject):
-                self._accused(peer, subject)
+                self._suspected(peer, subject)
             case _:
                 self.tally[type(effect).__name__] += 1
 
@@ -131,11 +131,11 @@ class Counts:
         me = subject.core.me
         return me.liveness is Liveness.ALIVE and death.epoch == me.epoch
 
-    def _accused(self, observer: GossipPeer, accused: PeerId) -> None:
-        member, subject = observer.core.member(accused), self._peer(accused)
+    def _suspected(self, observer: GossipPeer, suspect: PeerId) -> None:
+        member, subject = observer.core.member(suspect), self._peer(suspect)
         if member is None or subject.swim is None:
             return
-        self._words.setdefault((accused, member.epoch, member.incarnation), {})[observer.name] = None
+        self._words.setdefault((suspect, member.epoch, member.incarnation), {})[observer.name] = None
         if self.ended_at is not None:
             return
         if subject.name in self.harmed or observer.name in self.harmed:

@@ -1,0 +1,152 @@
+"""What a submit answers: which peers have a copy of the task, and which live ones have none, and why."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from meshq import codec
+from meshq.gossip.member import Liveness
+from meshq.ids import ObjectId, PeerId, TaskId
+from meshq.ledger.rendezvous import claimants
+from meshq.peers import Peers
+from meshq.task import Source, TaskSpec, Telemetry
+from meshq.web import desk
+from meshq.web.changes import Changes
+from meshq.web.desk import AgentHooks, Desk, MeshFacts
+from meshq.web.documents import Document
+from tests.gossip.builders import member, peer
+from tests.ledger.builders import spec
+
+TASK = TaskId("t" * 26)
+COMMIT = ObjectId("c" * 40)
+NOBODY: Any = cast(Any, None)
+FOR_EVER = 1_000.0
+LIMIT = 20.0
+
+
+class Lab:
+    """The parts of an agent around its desk. `acks` come when the row is committed, `later` at the first wait after it."""
+
+    def __init__(self, folder: Path, others: str) -> None:
+        self.acks: set[PeerId] = set()
+        self.later: list[Callable[[], None]] = []
+        self.failures: dict[PeerId, str] = {}
+        self.sources: tuple[list[PeerId], dict[PeerId, str]] = ([], {})
+        self.peers = Peers(member("a"), Telemetry(), 0.0)
+        self.changes = Changes()
+        for name in others:
+            self.peers.handle_member(0.0, member(name))
+        lab: Any = self
+        self.desk = Desk(
+            facts=MeshFacts(version="1", port=1, home=str(folder), pid=1), peers=self.peers, ledger=lab, objects=lab,
+            transfers=lab, changes=self.changes, keys=NOBODY, clock=lambda: 0.0,
+            hooks=AgentHooks(
+                peer_facts=list, doctor=NOBODY, leave=NOBODY, failure=lambda who: self.failures.get(who, ""),
+            ),
+        )  # fmt: skip
+
+    @property
+    def core(self) -> "Lab":
+        return self
+
+    def stored_on(self, task: TaskId) -> tuple[PeerId, ...]:
+        assert task == TASK
+        return tuple(self.acks)
+
+    def complete(self, commit: ObjectId) -> bool:
+        return commit == COMMIT
+
+    async def submit(self, specs: Sequence[TaskSpec], hold: bool) -> tuple[TaskId, ...]:
+        loop = asyncio.get_running_loop()
+        for act in self.later:
+            loop.call_later(0, act)
+        return (TASK,)
+
+    async def push_source(self, commit: ObjectId, targets: Sequence[PeerId]) -> tuple[list[PeerId], dict[PeerId, str]]:
+        return self.sources
+
+    def ack(self, *names: str) -> None:
+        self.acks.update(map(peer, names))
+        self.changes.notify(TASK)
+
+    def submitted(self, task: TaskSpec | None = None) -> Document:
+        work = self.desk.submit(0, [codec.to_plain(task or spec())], hold=True)
+        return asyncio.run(asyncio.wait_for(work, LIMIT))
+
+
+def answer(document: Document) -> tuple[list[str], dict[str, str]]:
+    me, *others = document["stored_on"]
+    return [me, *sorted(others)], {each["name"]: each["reason"] for each in document["not_stored_on"]}
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that is waited for in vain is given up."""
+    monkeypatch.setattr(desk, "ACK_SECONDS", FOR_EVER)
+    monkeypatch.setattr(desk, "OTHERS_SECONDS", FOR_EVER)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(desk, "ACK_SECONDS", 0.01)
+
+
+def test_the_first_copy_does_not_hide_the_others_that_come_at_once(tmp_path: Path, patient: None) -> None:
+    lab = Lab(tmp_path, "bc")
+    lab.later = [lambda: lab.ack("b"), lambda: lab.ack("c")]
+    assert answer(lab.submitted()) == (["a", "b", "c"], {})
+
+
+def test_who_is_alive_and_confirms_nothing_soon_after_the_first_is_named_with_why(
+    tmp_path: Path, patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk, "OTHERS_SECONDS", 0.01)
+    lab = Lab(tmp_path, "bcd")
+    lab.ack("b")
+    lab.failures = {peer("c"): "no answer in time"}
+    assert answer(lab.submitted()) == (["a", "b"], {"c": "no answer in time", "d": "no answer yet"})
+
+
+def test_where_nobody_confirms_all_are_named_and_where_nobody_is_none(tmp_path: Path, hasty: None) -> None:
+    assert answer(Lab(tmp_path, "bc").submitted()) == (["a"], {"b": "no answer yet", "c": "no answer yet"})
+    assert answer(Lab(tmp_path, "").submitted()) == (["a"], {})
+
+
+def test_with_enough_copies_nobody_is_waited_for_and_only_who_cannot_be_reached_is_named(tmp_path: Path, patient: None) -> None:
+    lab = Lab(tmp_path, "bcdefg")
+    lab.ack("b", "c", "d")
+    lab.failures = {peer("b"): "of an earlier request", peer("f"): "Connection refused"}
+    assert answer(lab.submitted()) == (["a", "b", "c", "d"], {"f": "Connection refused"})
+
+
+def test_who_died_meanwhile_is_not_named(tmp_path: Path, patient: None) -> None:
+    lab = Lab(tmp_path, "bcdef")
+    lab.failures = {peer("f"): "no answer in time"}
+    lab.later = [
+        lambda: lab.peers.handle_member(1.0, member("f", Liveness.DEAD)),
+        lambda: lab.ack("b", "c", "d"),
+    ]
+    assert answer(lab.submitted()) == (["a", "b", "c", "d"], {})
+
+
+def test_whom_the_source_did_not_reach_is_named_with_why_though_the_task_did(tmp_path: Path, patient: None) -> None:
+    lab = Lab(tmp_path, "bcd")
+    lab.sources = [peer("b")], {peer("c"): "POST /objects/put: 507 its disk is full"}
+    lab.ack("b", "c", "d")
+    with_code = spec(source=Source(commit=COMMIT))
+    named = {"c": "POST /objects/put: 507 its disk is full", "d": "the code is still on its way"}
+    assert answer(lab.submitted(with_code)) == (["a", "b"], named)
+    lab.failures = {peer("d"): "no answer in time"}
+    assert answer(lab.submitted(with_code)) == (["a", "b"], named | {"d": "no answer in time"})
+
+
+def test_of_many_only_those_are_named_that_were_chosen_to_have_the_source(tmp_path: Path, patient: None) -> None:
+    lab = Lab(tmp_path, "bcdefg")
+    chosen = claimants(TaskId(COMMIT), 1, lab.peers.others_alive())[: desk.COPIES_WANTED]
+    lab.sources = [chosen[0]], {}
+    lab.acks = set(lab.peers.others_alive())
+    stored, named = answer(lab.submitted(spec(source=Source(commit=COMMIT))))
+    assert stored == ["a", lab.peers.name(chosen[0])] and set(named) == {lab.peers.name(each) for each in chosen[1:]}
