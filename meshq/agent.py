@@ -9,10 +9,12 @@ SIGTERM or Ctrl-C nothing is announced and no task is touched; `leave` ends the 
 """
 
 import asyncio
+import atexit
 import json
 import logging
 import logging.handlers
 import os
+import queue
 import random
 import resource
 import signal
@@ -28,21 +30,25 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from meshq import codec, config, control, doctor, membership, record, settings
-from meshq.config import Home
+from meshq import codec, config, control, doctor, failpoints, membership, record, settings
+from meshq.config import Home, Switches
 from meshq.errors import MeshqError
+from meshq.eventlog import EventLog
 from meshq.exec.checkout import checkout
 from meshq.exec.environment import EnvironmentCache
 from meshq.exec.objects import ObjectStore
 from meshq.exec.shell import Callbacks, ExecShell
 from meshq.exec.worker import WorkerConfig
 from meshq.ids import Fence, PeerId, TaskId
+from meshq.ids import fence as token
+from meshq.ledger import holder
 from meshq.ledger import timing as ledger_timing
 from meshq.ledger.core import Ledger
-from meshq.ledger.effects import Push, PushReply, SyncPage, SyncRequest
+from meshq.ledger.effects import Answer, GrantReply, GrantRequest, Push, PushReply, Question
 from meshq.ledger.rendezvous import claimants
 from meshq.ledger.shell import Hooks, LedgerShell
 from meshq.ledger.store import Store
+from meshq.ledger.transfer import decode_answer
 from meshq.machine import gpus_allowed, measure, open_ports
 from meshq.membership import Membership
 from meshq.settings import Settings
@@ -58,7 +64,7 @@ from meshq.web.desk import AgentHooks, Desk, MeshFacts
 from meshq.web.gate import Gate, RequestLimiter, make_runner, user_source
 from meshq.web.key_exchange import EXCHANGE_SECONDS, RING_PATH, KeyExchange
 from meshq.web.key_steps import KeySteps
-from meshq.web.peer_api import PUSH_BYTES_MAX, PeerApi, share_of
+from meshq.web.peer_api import GRANTS_BYTES_MAX, PUSH_BYTES_MAX, PeerApi, share_of
 from meshq.web.peer_client import PeerClient
 from meshq.web.transfer import Transfers
 
@@ -70,6 +76,7 @@ WALL_SECONDS: Final = 1.0
 SETTLE_SECONDS: Final = 3.0  # for the first sync with a known peer before the agent calls itself ready
 FINDINGS_SECONDS: Final = 1.0
 DROP_SECONDS: Final = 1.0  # after a key was removed, for answers that are under way
+GRANT_SECONDS: Final = 5.0  # for a voter to answer: a connection that is stuck must not cost the next renewals, too
 END_SECONDS: Final = 20.0  # for attempts to end when the agent leaves: SIGTERM, then SIGKILL after 10 s
 
 
@@ -81,8 +88,9 @@ def boottime() -> float:
 class Agent:
     """Everything that runs in this process. Made inside a running event loop."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, switches: Switches) -> None:
         self.home = home
+        failpoints.arm(switches.failpoints, str(home.deaths))
         self.settings: Settings = settings.load(home.settings)
         self._task_limits = ((resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[0]),)
         self.warnings = hardening.harden()  # raises the limit of open files: for the agent, not for tasks that use select()
@@ -97,6 +105,9 @@ class Agent:
         self._loop_tasks: set[asyncio.Task[Any]] = set()
         self._gpus_allowed = gpus_allowed(self.settings)
         self._running_since = boottime()
+        self._events = EventLog(home.events if switches.events else None, boottime)
+        self._alive: list[str] = []  # as the event log has them
+        self._results: dict[TaskId, tuple[str, str]] = {}  # as the event log has them
         sslproto.SSLProtocol.max_size = config.TLS_READ_BYTES
         self._make_ports()
         self._make_cores()
@@ -114,7 +125,10 @@ class Agent:
         stored = self._store.load()
         profile = self.settings.profile
         timing = {"lan": ledger_timing.LAN, "wan": ledger_timing.WAN, "fast": ledger_timing.FAST}[profile]
-        core = Ledger(self._me, stored.ledger_epoch, timing, stored.rows, stored.vector, stored.floors, rng, now)
+        core = Ledger(
+            self._me, stored.ledger_epoch, timing, stored.rows, stored.vector, stored.floors, rng, now, stored.settings,
+            stored.grants,
+        )  # fmt: skip
         core.set_wall_offset(now, time.time())
         self._ledger_core = core
         self.machine = measure(self.settings)
@@ -155,8 +169,9 @@ class Agent:
             self._ledger_core,
             self._store,
             Hooks(
-                send_push=self._send_push, send_sync=self._send_sync, on_prepare=self.exec.prepare,
-                on_start=self.exec.start_attempt, on_stop=self._stop_attempt, on_change=self.changes.notify,
+                send_push=self._send_push, send_sync=self._send_sync, send_grants=self._send_grants,
+                on_prepare=self._prepare, on_keep=self.exec.keep, on_start=self._start_attempt,
+                on_stop=self._stop_attempt, on_change=self._row_changed,
                 on_note=lambda note: self.gossip.core.note(note),
             ),
             boottime,
@@ -173,7 +188,10 @@ class Agent:
         self.desk = Desk(
             facts=facts, peers=self.peers, ledger=self.ledger, objects=self.objects, transfers=self.transfers,
             changes=self.changes, keys=KeySteps(self.key_exchange, self.peers),
-            hooks=AgentHooks(peer_facts=self.members.facts, doctor=self._doctor, leave=self.leave, failure=self.client.failure),
+            hooks=AgentHooks(
+                peer_facts=self.members.facts, doctor=self._doctor, leave=self.leave, failure=self.client.failure,
+                on_acked=lambda tasks, names: self._events.note("acked", tasks=tasks, stored_on=names),
+            ),
             clock=boottime,
         )  # fmt: skip
 
@@ -205,6 +223,7 @@ class Agent:
         for name, work in vital.items():
             self._track(work, name, vital=True)
         user = hardening.user_name(os.geteuid())
+        self._events.note("up", peer=self._me, name=self.peers.name(self._me))
         ready(self.desk.me() | {"warnings": self.warnings, "user": user, "findings": await self._findings(measuring)})
         try:
             await self._stop.wait()
@@ -285,6 +304,7 @@ class Agent:
             loop_task.cancel()
         await asyncio.gather(*self._loop_tasks, return_exceptions=True)
         self._store.close()
+        self._events.close()
         self.objects.close()
         self.home.socket.unlink(missing_ok=True)
 
@@ -293,6 +313,10 @@ class Agent:
     def _views_changed(self) -> None:
         self.changes.notify(THE_MESH)
         self.ledger.peers(self.peers.views())
+        alive = sorted(self.peers.name(peer) for peer in self.peers.others_alive())
+        if alive != self._alive:
+            self._alive = alive
+            self._events.note("alive", peers=alive)
 
     async def _keep_the_display_clock_right(self) -> None:
         while True:
@@ -303,7 +327,7 @@ class Agent:
         """Copies that were kept long enough, and objects that no task has use for."""
         while True:
             await asyncio.to_thread(self.files.expire, time.time())
-            used = [row.spec.source.commit for row in self._ledger_core.tasks() if row.spec.source.commit is not None]
+            used = list(self._ledger_core.catalog.sources())
             await asyncio.to_thread(self.objects.discard_unused, used, time.time())
             await asyncio.sleep(EXPIRE_SECONDS)
 
@@ -331,9 +355,14 @@ class Agent:
         answer = await self.client.post(peer, "/ledger/push", codec.encode(push), answer_bytes_max=PUSH_BYTES_MAX)
         return codec.decode(PushReply, answer, bytes_max=PUSH_BYTES_MAX)
 
-    async def _send_sync(self, peer: PeerId, request: SyncRequest) -> SyncPage:
-        answer = await self.client.post(peer, "/ledger/sync", codec.encode(request), answer_bytes_max=PUSH_BYTES_MAX)
-        return codec.decode(SyncPage, answer, bytes_max=PUSH_BYTES_MAX)
+    async def _send_sync(self, peer: PeerId, question: Question) -> Answer:
+        answer = await self.client.post(peer, "/ledger/sync", codec.encode(question), answer_bytes_max=PUSH_BYTES_MAX)
+        return await asyncio.to_thread(decode_answer, answer)
+
+    async def _send_grants(self, peer: PeerId, request: GrantRequest) -> GrantReply:
+        body, most = codec.encode(request), GRANTS_BYTES_MAX
+        answer = await self.client.post(peer, "/ledger/grants", body, answer_bytes_max=most, seconds=GRANT_SECONDS)
+        return codec.decode(GrantReply, answer, bytes_max=most)
 
     async def _provide_source(self, claimed: Claimed, folder: Path) -> None:
         commit = claimed.spec.source.commit
@@ -341,7 +370,27 @@ class Agent:
         await self.transfers.fetch_source(commit, claimed.spec.submitted_peer)
         await asyncio.to_thread(checkout, self.objects, commit, folder)
 
+    def _prepare(self, claimed: Claimed) -> None:
+        self._events.note("claimed", task=claimed.task, fence=claimed.fence)
+        self.exec.prepare(claimed)
+
+    def _start_attempt(self, fence: Fence) -> None:
+        self._events.note("started", fence=fence)
+        self.exec.start_attempt(fence)
+
+    def _row_changed(self, task: TaskId) -> None:
+        self.changes.notify(task)
+        row = self._ledger_core.row(task) if self._events.on else None
+        if row is None:
+            return
+        reading = holder.read(row)
+        fence = "" if reading.result is None else token(reading.claims[reading.result[0]].attempt, reading.result[0])
+        if reading.status.final and self._results.get(task) != (reading.status.value, fence):
+            self._results[task] = (reading.status.value, fence)
+            self._events.note("result", task=task, status=reading.status.value, fence=fence)
+
     def _stop_attempt(self, fence: Fence, reason: str) -> None:
+        self._events.note("stopping", fence=fence, reason=reason)
         self.exec.stop(fence, "released" if reason == "leaving" else reason)
 
     def _attempt_ready(self, fence: Fence) -> None:
@@ -351,11 +400,15 @@ class Agent:
         self.ledger.slow(fence)
 
     def _attempt_ended(self, fence: Fence, outcome: Outcome) -> None:
+        self._events.note("exited", fence=fence, kind=outcome.kind.value, exit_code=outcome.exit_code)
+        failpoints.reach("reported")
         self._track(self._report(fence, outcome), f"report {fence}")
 
     async def _report(self, fence: Fence, outcome: Outcome) -> None:
         """The end is durable first; then exec may forget it, and somebody else gets a copy of log and outputs."""
         await self.ledger.ended(fence, outcome)
+        self._events.note("ended", fence=fence)
+        failpoints.reach("acked")
         self.exec.reported(fence)
         self.changes.notify(THE_MESH)
         for opened in await asyncio.to_thread(cookie.mend_modes, self.home, self._group):
@@ -382,7 +435,8 @@ class Agent:
         return publish(
             self.settings, replace(self.machine, slots=self.exec.slots()), self.exec.free(), self.exec.sample(), running,
             ledger_epoch=self._ledger_core.ledger_epoch, draining=self._draining, gpus_allowed=self._gpus_allowed,
-            keys=self.keys.ids, ring=self.keys.digest, problem=self.members.problem, wall=time.time(),
+            keys=self.keys.ids, ring=self.keys.digest, problem=self.members.problem, damped=self.members.damped,
+            wall=time.time(),
         )  # fmt: skip
 
     async def _publish_periodically(self) -> None:
@@ -402,6 +456,7 @@ class Agent:
             peers=self.peers, gossip=self.gossip.stats(), mdns_problem=self.meeting.mdns_problem, sample=self.exec.sample(),
             accepted=self._peer_gate.accepted,
             keys=doctor.key_ring(self.keys.ring.use.key, self.keys.ids, len(self.key_exchange.refusing), self.peers),
+            damage=self._store.counters,
             other_meshes=self.meeting.other_meshes,
         )  # fmt: skip
         return doctor.examine(facts)
@@ -458,18 +513,19 @@ class Agent:
         self._stop.set()
 
 
-def run(home: Home, ready: Callable[[Mapping[str, Any]], None]) -> None:
+def run(home: Home, ready: Callable[[Mapping[str, Any]], None], switches: Switches) -> None:
     """Run the agent of this home in the foreground until it is stopped. The caller holds the home's lock."""
     set_up_logging(home)
 
     async def go() -> None:
-        await Agent(home).run(ready)
+        await Agent(home, switches).run(ready)
 
     asyncio.run(go())
 
 
 def set_up_logging(home: Home) -> None:
-    """Rotating files in the home; in front of a person also what is worth a warning."""
+    """Rotating files in the home; in front of a person also what is worth a warning. A thread writes: no disk that hangs may
+    hold up the loop."""
     to_file = logging.handlers.RotatingFileHandler(
         home.log, maxBytes=config.AGENT_LOG_BYTES_MAX, backupCount=config.AGENT_LOG_FILES - 1, delay=True
     )
@@ -480,11 +536,15 @@ def set_up_logging(home: Home) -> None:
     root = logging.getLogger("meshq")
     root.setLevel(logging.INFO)
     root.propagate = False
-    root.handlers = [to_file, to_screen]
+    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    writer = logging.handlers.QueueListener(records, to_file, to_screen, respect_handler_level=True)
+    writer.start()
+    atexit.register(writer.stop)
+    root.handlers = [logging.handlers.QueueHandler(records)]
 
 
 def main(arguments: list[str]) -> NoReturn:
-    """`python -m meshq.agent HOME READY_FD LOCK_FD`: the agent in the background, started by `meshq join --detach`.
+    """`python -m meshq.agent HOME READY_FD LOCK_FD FAILPOINTS EVENTS`: the agent in the background, for `meshq join --detach`.
 
     READY_FD gets one line: the ready document, or the error that kept the agent from starting.
     """
@@ -501,7 +561,7 @@ def main(arguments: list[str]) -> NoReturn:
         channel.close()
 
     try:
-        run(home, answer)
+        run(home, answer, Switches(failpoints=arguments[3], events=bool(arguments[4])))
         code = 0
     except MeshqError as error:
         answer({"error": {"code": error.code, "message": error.message, "hint": error.hint}})

@@ -36,6 +36,7 @@ class SubmitKeywords(TypedDict, total=False):
     lease: float | str
     on_isolation: str
     hold: bool
+    copies: int | str
 
 
 def connect(home: str | os.PathLike[str] | None = None) -> "Mesh":
@@ -72,7 +73,7 @@ class Mesh:
         from meshq.handover import hand_over, options_from
 
         given = options_from(script=script, arguments=args, command=command, **options)
-        submitted, _ = hand_over(self._client, given, hold=options.get("hold", False))
+        submitted, _ = hand_over(self._client, given, hold=options.get("hold", False), copies=options.get("copies", 1))
         return Task(self._client, submitted["ids"][0], submitted["name"])
 
     def task(self, reference: str) -> "Task":

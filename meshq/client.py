@@ -9,6 +9,7 @@ import contextlib
 import functools
 import http.client
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
@@ -18,29 +19,35 @@ from urllib.parse import quote, urlencode
 from meshq import control
 from meshq.config import KEEPALIVE_SECONDS, LOG_CHUNK_BYTES, OBJECTS_BATCH_BYTES, Home, home_from_environment
 from meshq.documents import (
+    ClearedDocument,
+    DeletedDocument,
     DoctorDocument,
     KeysDocument,
     KeyStepDocument,
     MeDocument,
     OutputsDocument,
     PeerDocument,
+    QueueDetailsDocument,
+    QueueDocument,
     StatusDocument,
     SubmittedDocument,
     TaskDocument,
     TaskSummaryDocument,
     WaitDocument,
 )
-from meshq.errors import ERROR_KINDS, MeshqError, Unreachable
+from meshq.errors import ERROR_KINDS, MeshqError, Unreachable, UsageError
 from meshq.pieces import FrameReader, Piece, decode_piece
 
 T = TypeVar("T")
 
+REFERENCE_CHARS_MAX: Final = 128  # of a task: names have half as many
 ANSWER_SECONDS: Final = 30.0  # an agent that answers later than this hangs; commits on a busy disk took up to 5 s
 SUBMIT_SECONDS: Final = 900.0  # the agent answers when the source is on other machines: 512 MiB over a slow line
 KEY_SECONDS: Final = 360.0  # each of 1,000 machines may take 5 s to answer, 32 at a time, twice
 WAIT_SECONDS: Final = 60.0  # of one long poll, the most that the agent allows
 RECONNECT_SECONDS: Final = 60.0  # an agent is upgraded or restarted in less
 RECONNECT_PAUSE_SECONDS: Final = 0.5
+TOKEN_BYTES: Final = 12
 RECONNECTS_MAX: Final = 20  # in a row, soon and without a single byte: then it is no restart
 ANSWER_BYTES_MAX: Final = 64 * 2**20  # the list of 100,000 tasks has 40 MB
 EXIT_TIMED_OUT: Final = 124
@@ -140,9 +147,24 @@ class Client:
     def retry(self, task: str) -> SubmittedDocument:
         return cast(SubmittedDocument, self._post(_task_path(task, "retry"), {}))
 
-    def submit(self, specs: list[object], *, hold: bool = False) -> SubmittedDocument:
-        """Hand in plain specs whose objects were stored before. Unplaceable if no known peer could run them."""
-        return cast(SubmittedDocument, self._post("/v1/tasks", {"specs": specs, "hold": hold}, SUBMIT_SECONDS))
+    def move(self, task: str, place: str, target: str = "") -> TaskSummaryDocument:
+        """Let a waiting task wait elsewhere: first, last, up, down, before the task `target` or to the queue `target`."""
+        return cast(TaskSummaryDocument, self._post(_task_path(task, "move"), {"place": place, "target": target}))
+
+    def submit(self, specs: list[dict[str, object]], *, hold: bool = False, copies: int | str = 1) -> SubmittedDocument:
+        """Hand in plain specs whose objects were stored before. Unplaceable if no known peer could run them.
+
+        Answered when the tasks are stored here and on `copies` other machines (a number or "all"), or when those take too long.
+        If the agent goes away before it answers, the same request is sent again, and makes no second task.
+        """
+        token = os.urandom(TOKEN_BYTES).hex()
+        named = [{**spec, "request": spec.get("request") or f"{token}.{number}"} for number, spec in enumerate(specs)]
+        body: dict[str, object] = {"specs": named, "hold": hold, "copies": copies}
+        send = functools.partial(self._post, "/v1/tasks", body, SUBMIT_SECONDS)
+        try:
+            return cast(SubmittedDocument, send())
+        except AgentGone:
+            return cast(SubmittedDocument, self.patient(send))
 
     def missing_objects(self, ids: Iterable[str]) -> list[str]:
         """Those of these git objects that the agent lacks."""
@@ -152,6 +174,32 @@ class Client:
         """Store git objects, each given as (1 commit, 2 tree or 3 blob; raw content), in batches."""
         for batch in _batches(objects):
             self._json("POST", "/v1/objects", batch, "application/octet-stream", ANSWER_SECONDS)
+
+    # ---- queues
+
+    def queues(self) -> list[QueueDocument]:
+        return cast(list[QueueDocument], self._get("/v1/queues"))
+
+    def show_queue(self, queue: str) -> QueueDetailsDocument:
+        return cast(QueueDetailsDocument, self._get(_queue_path(queue)))
+
+    def create_queue(self, queue: str) -> QueueDocument:
+        return cast(QueueDocument, self._post(_queue_path(queue, "create"), {}))
+
+    def delete_queue(self, queue: str) -> DeletedDocument:
+        """TaskFailed while tasks are in it or a live machine serves it."""
+        return cast(DeletedDocument, self._post(_queue_path(queue, "delete"), {}))
+
+    def pause_queue(self, queue: str) -> QueueDocument:
+        """Nothing of it starts any more; what runs goes on."""
+        return cast(QueueDocument, self._post(_queue_path(queue, "pause"), {}))
+
+    def resume_queue(self, queue: str) -> QueueDocument:
+        return cast(QueueDocument, self._post(_queue_path(queue, "resume"), {}))
+
+    def clear_queue(self, queue: str) -> ClearedDocument:
+        """Cancel what waits in it."""
+        return cast(ClearedDocument, self._post(_queue_path(queue, "clear"), {}, SUBMIT_SECONDS))
 
     # ---- waiting, logs and outputs
 
@@ -329,7 +377,14 @@ def _decoded(status: int, data: bytes) -> Any:
 
 
 def _task_path(task: str, *rest: str) -> str:
+    """UsageError for what can be neither an id nor a name: the agent would not even understand the request."""
+    if len(task) > REFERENCE_CHARS_MAX or not task.isprintable():
+        raise UsageError(f"there is no task {task[:REFERENCE_CHARS_MAX]!a}", "`meshq tasks` lists them")
     return "/".join(("/v1/tasks", quote(task, safe=""), *(quote(part, safe="/") for part in rest)))
+
+
+def _queue_path(queue: str, *rest: str) -> str:
+    return "/".join(("/v1/queues", quote(queue, safe=""), *rest))
 
 
 def _query(**values: str | float | None) -> str:

@@ -115,13 +115,21 @@ def _encoder(kind: Hashable) -> Convert:
         return _sorted
     names = tuple(field.name for field in dataclasses.fields(cast(type, kind)))
     hints = typing.get_type_hints(kind)
-    if any(_may_hold_mapping(hints[name]) for name in names):
-        tag = (kind.TAG,) if hasattr(kind, "TAG") else ()
-        return lambda value: (*tag, *(_sorted(getattr(value, name)) for name in names))
     every = ("TAG", *names) if hasattr(kind, "TAG") else names
     if len(every) < 2:
-        return lambda value: tuple(getattr(value, name) for name in every)
-    return operator.attrgetter(*every)  # of several names: a tuple, made without a line of Python
+        return lambda value: tuple(_sorted(getattr(value, name)) for name in every)
+    fields_of = operator.attrgetter(*every)  # of several names: a tuple, made without a line of Python
+    with_mappings = [place for place, name in enumerate(every) if name != "TAG" and _may_hold_mapping(hints[name])]
+    if not with_mappings:
+        return fields_of
+
+    def sorted_fields_of(value: Any) -> Any:
+        fields = list(fields_of(value))
+        for place in with_mappings:
+            fields[place] = _sorted(fields[place])
+        return fields
+
+    return sorted_fields_of
 
 
 def _may_hold_mapping(kind: Any) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from meshq import failpoints
 from meshq.errors import StoreError, UsageError
 
 PORT_DEFAULT: Final = 7733
@@ -161,6 +162,37 @@ class Home:
     @property
     def log(self) -> Path:
         return self.root / "agent.log"
+
+    @property
+    def events(self) -> Path:
+        """What the agent did, for proofs; only if MESHQ_EVENTS is set."""
+        return self.root / "events.jsonl"
+
+    @property
+    def deaths(self) -> Path:
+        """At which failpoints processes of this home died; only if MESHQ_FAILPOINT is set."""
+        return self.root / "failpoints.log"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switches:
+    """What tests and soaks set and nobody else: where to die, and whether to write the log of events."""
+
+    failpoints: str = ""
+    events: bool = False
+
+
+def switches_from_environment(environ: Mapping[str, str] = os.environ) -> Switches:
+    """MESHQ_FAILPOINT and MESHQ_EVENTS, which an agent reads once at its start. UsageError if a failpoint makes no sense."""
+    text = environ.get("MESHQ_FAILPOINT", "")
+    try:
+        failpoints.parse(text)
+    except ValueError as error:
+        raise UsageError(
+            f"MESHQ_FAILPOINT: {str(error)!r} is no failpoint",
+            f"write NAME:NTH or NAME:pPERCENT; names: {', '.join(failpoints.POINTS)}",
+        ) from None
+    return Switches(failpoints=text, events=environ.get("MESHQ_EVENTS", "") not in ("", "0"))
 
 
 def home_from_environment(environ: Mapping[str, str] = os.environ) -> Home:

@@ -138,6 +138,17 @@ class QueueDocument(TypedDict):
     peers: int
     oldest_wait_seconds: float | None
     expected_wait_seconds: float | None
+    paused_by: NotRequired[str | None]  # user@machine
+
+
+class ClearedDocument(TypedDict):
+    name: str
+    cancelled: int
+
+
+class DeletedDocument(TypedDict):
+    name: str
+    deleted: bool
 
 
 class StatusDocument(TypedDict):
@@ -207,6 +218,13 @@ class TaskSummaryDocument(TypedDict):
     attempts: list[AttemptDocument]
 
 
+class QueueDetailsDocument(QueueDocument):
+    """What `queue show` says. `waiting` are the tasks that are next, in running order."""
+
+    served_by: list[str]
+    waiting: list[TaskSummaryDocument]
+
+
 class TaskDocument(TaskSummaryDocument):
     """What `show` says."""
 
@@ -242,6 +260,8 @@ class SubmittedDocument(TypedDict):
     queue: str
     stored_on: list[str]
     not_stored_on: NotRequired[list[WithoutCopyDocument]]
+    copies: NotRequired[int]  # on other machines, that were asked for
+    voters: NotRequired[list[str]]
     warnings: NotRequired[list[str]]
 
 

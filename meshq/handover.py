@@ -12,8 +12,9 @@ from meshq.task import QUEUE_DEFAULT, Isolation
 
 
 def hand_over(
-    client: Client, options: SubmitOptions, *, hold: bool = False, report: Callable[[str], None] = lambda message: None
-) -> tuple[SubmittedDocument, list[str]]:
+    client: Client, options: SubmitOptions, *, hold: bool = False, copies: int | str = 1,
+    report: Callable[[str], None] = lambda message: None,
+) -> tuple[SubmittedDocument, list[str]]:  # fmt: skip
     """Store the task and its files with the agent; what it answered, and what the person should know.
 
     `report` hears what is being done. UsageError and Unplaceable: nothing was stored.
@@ -24,7 +25,7 @@ def hand_over(
     if missing := frozenset(client.missing_objects(snapshot.objects)) if snapshot.objects else frozenset():
         report(f"Handing over {len(missing)} of {len(snapshot.objects)} objects ({snapshot.files} files)")
         client.store_objects(snapshot.read(each for each in snapshot.objects if each in missing))
-    return client.submit([codec.to_plain(spec)], hold=hold), notes
+    return client.submit([codec.to_plain(spec)], hold=hold, copies=copies), notes
 
 
 def options_from(
@@ -49,8 +50,9 @@ def options_from(
     lease: float | str | None = None,
     on_isolation: str = Isolation.CONTINUE.value,
     hold: bool = False,
+    copies: int | str = 1,
 ) -> SubmitOptions:
-    """The options of the Python API, as the command line would write them. `hold` does not belong to the task."""
+    """The options of the Python API, as the command line would write them. `hold` and `copies` do not belong to the task."""
     return SubmitOptions(
         script=None if script is None else os.fspath(script),
         args=tuple(arguments),

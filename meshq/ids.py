@@ -28,6 +28,7 @@ Fence = NewType("Fence", str)
 ObjectId = NewType("ObjectId", str)
 """40 hex digits: the id of a git object (blob, tree or commit)."""
 
+LEDGER_EPOCH_MAX = 10**9 - 1
 ACTOR_PEER_CHARS = 26  # 130 bits of the peer's hash: as hard to forge as the peer id itself
 
 _PEER = re.compile(r"[a-z2-7]{52}")

@@ -29,7 +29,7 @@ from typing import Any, Final, NoReturn
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from meshq import agent, config, home_lock, machine, settings, startup
-from meshq.config import Home
+from meshq.config import Home, Switches
 from meshq.errors import ERROR_KINDS, MeshqError, StoreError, TaskFailed, Unreachable, UsageError
 from meshq.gossip.discovery import look_around, resolve_seed
 from meshq.settings import Settings
@@ -64,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         hardening.hide_process()  # before the key is read
         options = _read_options(arguments)
         home = config.home_from_environment()
+        switches = config.switches_from_environment()
         hardening.forget_settings()
-        _join(home, options)
+        _join(home, options, switches)
         code = 0
     except MeshqError as error:
         report(error)
@@ -102,7 +103,7 @@ def _read_options(arguments: Sequence[str]) -> Options:
     )
 
 
-def _join(home: Home, options: Options) -> None:
+def _join(home: Home, options: Options, switches: Switches) -> None:
     """Run the agent, or start it; raises and leaves everything as it was if it does not become a member.
 
     Once it is one, the home has a life of its own: however the agent ends, nothing in it is taken back.
@@ -124,9 +125,9 @@ def _join(home: Home, options: Options) -> None:
                 _announce(document, founded, wanted.port)
 
             if options.detach:
-                ready(_start_in_background(home, lock))
+                ready(_start_in_background(home, lock, switches))
             else:
-                agent.run(home, ready)
+                agent.run(home, ready, switches)
     finally:
         os.close(lock)
 
@@ -311,11 +312,12 @@ def _troubles(document: Mapping[str, Any], founded: str) -> list[str]:
     return [harmless(f"{check['name']}: {check['detail']}; {check['fix']}").replace("\n", " ") for check in found]
 
 
-def _start_in_background(home: Home, lock: int) -> Mapping[str, Any]:
+def _start_in_background(home: Home, lock: int, switches: Switches) -> Mapping[str, Any]:
     """Start the agent in a session of its own and wait for its word: the ready document, or why it failed."""
     mine, its = socket.socketpair()
     with mine, its:
         command = [sys.executable, "-m", "meshq.agent", str(home.root), str(its.fileno()), str(lock)]
+        command += [switches.failpoints, "events" if switches.events else ""]
         with Path(home.root / "agent.out").open("ab") as output:
             before = output.tell()
             child = subprocess.Popen(

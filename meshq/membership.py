@@ -163,12 +163,17 @@ class Membership:
         return facts
 
     @property
+    def damped(self) -> bool:
+        """Is that this peer flaps all that gossip has against it?"""
+        return not (self.core.silent and self.core.clone is not None) and self.core.damped(self._clock()) > 0
+
+    @property
     def problem(self) -> str:
         """Why this peer must claim nothing, in words; empty if gossip has nothing against it."""
         if self.core.silent and self.core.clone is not None:
             return f"another agent, {_where(self.core.clone)}, runs with the identity of this one"
         seconds = self.core.damped(self._clock())
-        if seconds > 0:
+        if self.damped:
             return f"others took it for dead several times within a minute; it claims again in {seconds:.0f} s if that stops"
         return ""
 

@@ -89,6 +89,7 @@ class TaskSpec:
     lease: float | None = None  # seconds of grace after the runner died; None: the mesh's default
     isolation: str = Isolation.CONTINUE.value
     retry_of: TaskId | None = None
+    request: str = ""  # a token of whoever submitted it: sent again, it is the same task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +193,7 @@ class Telemetry:
     versions: Versions = field(default_factory=Versions)
     environments: tuple[str, ...] = ()  # heads of the keys of cached environments, the one used last first
     wall: float = 0.0  # this peer's wall clock when it said all this, in seconds; 0: unknown. For display only
+    damped: bool = False  # `problem` is no more than that it flaps: it counts as long as most others don't
 
 
 class EndKind(StrEnum):

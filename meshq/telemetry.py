@@ -25,11 +25,12 @@ MIG_WORDS: Final = "in MIG mode; only whole GPUs are given to tasks so far"
 def publish(
     settings: Settings, machine: Machine, free: Capacity, sample: Sample | None, running: Sequence[TaskId], *,
     ledger_epoch: int, draining: bool, gpus_allowed: frozenset[int] | None,
-    keys: tuple[str, ...] = (), ring: str = "", problem: str = "", wall: float = 0.0,
+    keys: tuple[str, ...] = (), ring: str = "", problem: str = "", damped: bool = False, wall: float = 0.0,
 ) -> Telemetry:  # fmt: skip
     """The record of this moment. `problem`: why nothing is claimed, if the agent knows; `wall`: the wall clock, in seconds."""
     seen = sample.gpus if sample is not None else ()
     gpus = tuple(_told(gpu, running) for gpu in seen if gpus_allowed is None or gpu.index in gpus_allowed)
+    own = _problem(sample)
     telemetry = Telemetry(
         queues=queues_served(settings, sum(1 for gpu in gpus if not gpu.mig_mode)),
         order=settings.order,
@@ -45,7 +46,8 @@ def publish(
         labels=settings.labels,
         ledger_epoch=ledger_epoch,
         running=tuple(running),
-        problem=problem or _problem(sample),
+        problem=(own or problem) if damped else (problem or own),
+        damped=damped and not own,  # that it flaps may be excused (`sessions.judged`), what else is wrong may not
         keys=keys,
         ring=ring,
         wall=_short(wall) or 0.0,

@@ -103,6 +103,7 @@ SICK: dict[str, Callable[[Facts], Facts]] = {
     "flapping": lambda facts: replace(facts, damped_seconds=60.0),
     "health": lambda facts: replace(facts, health=5),
     "files": lambda facts: measured(facts, files=Files(open=1, limit=256)),
+    "ledger": lambda facts: replace(facts, damage={"rows_quarantined": 2}),
     "disk": lambda facts: measured(facts, disk=Disk(free_bytes=1)),
     "gpus": lambda facts: replace(facts, gpu_state="the NVIDIA driver does not work: mismatch"),
     "docker": lambda facts: measured(facts, docker=Docker(wanted=True)),
@@ -437,6 +438,13 @@ def test_a_limit_of_open_files_that_is_low_or_nearly_reached_is_told(facts: Fact
     assert check(measured(facts, files=Files(open=8_000, limit=10_000)), "files").ok
 
 
+def test_damage_of_the_ledger_is_told_with_what_was_done_about_it(facts: Facts) -> None:
+    assert check(facts, "ledger").ok
+    found = check(replace(facts, damage={"rows_quarantined": 2, "databases_damaged": 1}), "ledger")
+    assert not found.ok and "(databases damaged: 1, rows quarantined: 2)" in found.detail
+    assert "smartctl" in (found.fix or "")
+
+
 def test_a_disk_without_room_without_inodes_or_on_another_machine_is_told(facts: Facts) -> None:
     low = Disk(free_bytes=config.DISK_FREE_BYTES_MIN - 1)
     assert "no task is claimed below 512 MiB" in check(measured(facts, disk=low), "disk").detail
@@ -511,7 +519,7 @@ def of_an_agent(
         Measured(), now=now, wall=5_000.0, started=40.0, home=Path("/"), settings=Settings(**settings),  # type: ignore[arg-type]
         port=7733, addresses=(at("10.0.0.1"),), swim=core, peers=peers, gossip={"received": 3, "stalls": 2},
         mdns_problem="", sample=sample, accepted=4,
-        keys=doctor.key_ring("k2", ("k2", "k1"), 0, peers),
+        keys=doctor.key_ring("k2", ("k2", "k1"), 0, peers), damage={"rows_quarantined": 2, "reserve_used": 1},
     )  # fmt: skip
 
 
@@ -538,7 +546,7 @@ def test_a_stamp_that_lay_in_a_socket_while_this_process_stood_still_says_nothin
     def clocks(now: float) -> dict[str, float]:
         seen = doctor.gather(
             Measured(), now=now, wall=5_000.0 + now, started=0.0, home=Path("/"), settings=Settings(), port=7733,
-            addresses=(), swim=core, peers=peers, gossip={}, mdns_problem="", sample=None, accepted=None, keys=None,
+            addresses=(), swim=core, peers=peers, gossip={}, mdns_problem="", sample=None, accepted=None, keys=None, damage={},
         ).clocks  # fmt: skip
         return {peers.name(peer): offset for peer, offset in seen.items()}
 
@@ -556,6 +564,7 @@ def test_a_stamp_that_lay_in_a_socket_while_this_process_stood_still_says_nothin
 
 def test_the_facts_are_those_of_the_parts() -> None:
     facts = of_an_agent(("b", Telemetry(), 1.0), bind="::ffff:10.0.0.1", gpus="none", group="lab")
+    assert facts.damage == {"rows_quarantined": 2}
     assert list(facts.links) == [peer_for("b")] and facts.links[peer_for("b")].heard_seconds == 0.0
     assert (facts.running_seconds, facts.stalls, facts.udp_received, facts.tcp_accepted) == (60.0, 2, 3, 4)
     assert (facts.bind, facts.gpus_wanted, facts.group, facts.damped_seconds, facts.health) == (

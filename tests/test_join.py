@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from meshq import join, settings
+from meshq import config, join, settings
 from meshq.config import Home
 from meshq.errors import MeshqError, StoreError, TaskFailed, Unreachable
 from meshq.settings import Settings
@@ -29,7 +29,7 @@ def options(*, new: bool = False, key: str | None = None, **given: object) -> jo
 def an_agent(monkeypatch: pytest.MonkeyPatch, error: MeshqError | None = None, *, member: bool = True) -> None:
     """`join` starts this instead of the agent."""
 
-    def run(home: Home, ready: Ready) -> None:
+    def run(home: Home, ready: Ready, switches: config.Switches) -> None:
         if member:
             ready(READY)
         if error is not None:
@@ -46,7 +46,7 @@ def test_a_founder_whose_disk_refuses_one_day_keeps_its_home(tmp_path: Path, mon
     home = Home(tmp_path / "home")
     an_agent(monkeypatch, StoreError("the disk has refused for too long"))
     with pytest.raises(StoreError):
-        join._join(home, options())
+        join._join(home, options(), NO_SWITCHES)
     assert home.key.exists() and home.settings.exists()
 
 
@@ -54,24 +54,25 @@ def test_who_does_not_become_a_member_leaves_nothing(tmp_path: Path, monkeypatch
     home = Home(tmp_path / "home")
     an_agent(monkeypatch, TaskFailed("the port is taken"), member=False)
     with pytest.raises(TaskFailed):
-        join._join(home, options())
+        join._join(home, options(), NO_SWITCHES)
     assert not home.root.exists()
 
 
 def test_new_that_fails_puts_the_old_mesh_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(tmp_path / "home")
     an_agent(monkeypatch)
-    join._join(home, options())
+    join._join(home, options(), NO_SWITCHES)
     home.ledger.write_text("tasks")
     before, key = everything(home), keys.read(home.key)
 
     an_agent(monkeypatch, TaskFailed("the port is taken"), member=False)
     with pytest.raises(TaskFailed):
-        join._join(home, options(new=True, slots=3))
+        join._join(home, options(new=True, slots=3), NO_SWITCHES)
     assert (everything(home), keys.read(home.key)) == (before, key)
     assert settings.load(home.settings) == Settings(mdns=False)
 
 
+NO_SWITCHES = config.Switches()
 SICK = {"name": "disk", "ok": False, "detail": "it is \x1b[31mfull", "fix": "make room"}
 ALONE = {"name": "peers", "ok": False, "detail": "alone", "fix": "run `meshq join` elsewhere"}
 
@@ -129,16 +130,16 @@ def test_an_agent_that_ends_at_once_in_the_background_has_its_last_words_told(
     monkeypatch.setattr("sys.executable", str(program))
     home = Home(tmp_path / "home")
     with pytest.raises(StoreError, match="the agent ended at once") as told:
-        join._join(home, join.Options(key=None, new=True, detach=True, given={"mdns": False}))
+        join._join(home, join.Options(key=None, new=True, detach=True, given={"mdns": False}), NO_SWITCHES)
     assert told.value.hint == "no such module"
     assert not home.root.exists(), "and so no file in it is named"
 
     an_agent(monkeypatch)
-    join._join(home, options())
+    join._join(home, options(), NO_SWITCHES)
     (home.root / "agent.out").write_text("of an earlier run")
     program.write_text("#!/bin/sh\nexit 3\n")
     with pytest.raises(StoreError) as told:
-        join._join(home, join.Options(key=None, new=False, detach=True, given={"mdns": False}))
+        join._join(home, join.Options(key=None, new=False, detach=True, given={"mdns": False}), NO_SWITCHES)
     assert told.value.hint == f"see {home.log}"
 
 
@@ -155,11 +156,11 @@ def test_who_cannot_be_told_on_stderr_is_a_member_all_the_same(
 def test_new_puts_the_old_mesh_aside_and_forgets_its_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(tmp_path / "home")
     an_agent(monkeypatch)
-    join._join(home, options())
+    join._join(home, options(), NO_SWITCHES)
     settings.save(home.settings, Settings(mdns=False, seeds=("127.0.0.1:9",), name="ada"))
     key = keys.read(home.key)
 
-    join._join(home, options(new=True))
+    join._join(home, options(new=True), NO_SWITCHES)
     assert keys.read(home.key) != key
     assert keys.read(next(home.root.glob("left-*")) / "trust" / "mesh.key") == key
     assert settings.load(home.settings) == Settings(mdns=False, name="ada")
@@ -168,8 +169,8 @@ def test_new_puts_the_old_mesh_aside_and_forgets_its_seeds(tmp_path: Path, monke
 def test_a_join_that_fails_keeps_the_settings_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(tmp_path / "home")
     an_agent(monkeypatch)
-    join._join(home, options())
+    join._join(home, options(), NO_SWITCHES)
     an_agent(monkeypatch, TaskFailed("the port is taken"), member=False)
     with pytest.raises(TaskFailed):
-        join._join(home, options(port=7))
+        join._join(home, options(port=7), NO_SWITCHES)
     assert settings.load(home.settings) == Settings(mdns=False)

@@ -98,7 +98,12 @@ def test_a_usual_machine_tells_all_it_has_in_few_bytes(told: Telemetry, bytes_ma
 
 def test_every_field_comes_back() -> None:
     told = replace(
-        machine(sliced(0), gpu(1, task_id(), foreign=2)), problem="no disk", gpu_problem="lost", draining=True, slots_free=2
+        machine(sliced(0), gpu(1, task_id(), foreign=2)),
+        problem="no disk",
+        damped=True,
+        gpu_problem="lost",
+        draining=True,
+        slots_free=2,
     )
     assert unpack(pack(told)) == told
     default = Telemetry()

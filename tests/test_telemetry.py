@@ -165,3 +165,16 @@ def test_the_seconds_in_the_words_of_a_problem_are_not_urgent() -> None:
     assert not is_urgent(first, second)
     assert is_urgent(replace(BASE, problem=""), replace(BASE, problem="100 MiB free"))
     assert not is_urgent(replace(BASE, problem="101 MiB free"), replace(BASE, problem="100 MiB free"))
+
+
+def test_that_it_flaps_hides_no_full_disk() -> None:
+    """Where most flap, the flapping is excused (`sessions.judged`), and with it went the disk."""
+    for sample, problem, damped in [
+        (SAMPLE, "it flaps", True),
+        (replace(SAMPLE, disk_free_bytes=100 << 20), "its disk is nearly full (100 MiB free)", False),
+    ]:
+        told = publish(
+            Settings(), MACHINE, FREE, sample, [], ledger_epoch=3, draining=False, gpus_allowed=None,
+            problem="it flaps", damped=True,
+        )  # fmt: skip
+        assert (told.problem, told.damped) == (problem, damped)

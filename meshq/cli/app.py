@@ -4,7 +4,7 @@ from typing import Any, Final
 
 import typer
 
-from meshq.cli import join, key, mesh, submit, tasks
+from meshq.cli import join, key, mesh, queue, submit, tasks
 from meshq.cli.commands import Command, Group
 
 _HELP: Final = """Turn a lab's machines into one queue, without any server.
@@ -50,4 +50,5 @@ def command(*, completion: bool) -> Any:
     for function in plain:
         app.command(function.__name__, cls=Command)(function)
     app.add_typer(key.application(), name="key")
+    app.add_typer(queue.application(), name="queue")
     return typer.main.get_command(app)

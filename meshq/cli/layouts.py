@@ -165,6 +165,9 @@ def queue_lines(queues: Sequence[QueueDocument], width: int, paint: Paint) -> li
         if queue["queued"] and not queue["peers"]:
             text = f"No machine that is alive serves the queue {queue['name']}: its tasks wait for one"
             lines += [paint(part, "yellow") for part in folded(text, width)]
+        if queue["paused"] and (by := queue.get("paused_by")):
+            text = f"{queue['name']} is paused by {by}: `meshq queue resume {queue['name']}` lets it go on"
+            lines += [paint(part, "yellow") for part in folded(text, width)]
     return lines
 
 
@@ -227,8 +230,11 @@ def short_ids(tasks: Sequence[TaskSummaryDocument]) -> dict[str, str]:
 
 
 def machine(task: TaskSummaryDocument) -> str:
-    """Where the last attempt is or was."""
-    return task["attempts"][-1]["peer"] if task["attempts"] else UNKNOWN
+    """Where the attempt is or was that the task's status is of: two of one number take turns nowhere but in this list."""
+    if not task["attempts"] or task["status"] in ("queued", "waiting"):
+        return UNKNOWN
+    same = [attempt["peer"] for attempt in task["attempts"] if attempt["status"] == task["status"]]
+    return (same[-1] if task["status"] == "failed" else same[0]) if same else task["attempts"][-1]["peer"]
 
 
 def show_lines(task: TaskDocument, now: datetime, width: int, paint: Paint) -> list[str]:
@@ -250,7 +256,7 @@ def show_lines(task: TaskDocument, now: datetime, width: int, paint: Paint) -> l
 def _show_fields(task: TaskDocument, now: datetime, paint: Paint) -> list[tuple[str, str]]:
     state = _task_state(task)
     spec = task["spec"]
-    where = f" on {line(machine(task))}" if task["attempts"] and state.text != "queued" else ""
+    where = f" on {line(at)}" if (at := machine(task)) != UNKNOWN else ""
     fields = [
         ("status", paint(state.text, state.style) + where),
         ("reason", task["reason"] or ""),
@@ -305,6 +311,18 @@ def needs(wanted: NeedsDocument) -> str:
     parts += [f"{figures.size(wanted['gpu_memory_bytes'])} GPU memory" if wanted.get("gpu_memory_bytes") else ""]
     parts += [f"{key}={value}" for key, value in sorted(wanted.get("labels", {}).items())]
     return ", ".join(part for part in parts if part)
+
+
+def voters(names: Sequence[str]) -> str:
+    """What `--on-isolation stop` means for a task with these voters."""
+    if len(names) == 1:
+        return f"it runs only while {names[0]} agrees, the only machine there is now: without it the task stops for good"
+    if len(names) == 2:
+        return f"it runs only while {names[0]} and {names[1]} agree: losing either of them stops it"
+    return (
+        f"it runs only while {len(names) // 2 + 1} of {len(names)} machines agree ({', '.join(names)}): "
+        "one that is cut off from them stops it before another starts it"
+    )
 
 
 def limits(spec: SpecDocument) -> str:

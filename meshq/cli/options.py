@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from meshq.cli import screen
+from meshq.config import check_name
 from meshq.errors import MeshqError, UsageError
 
 Json = Annotated[
@@ -37,6 +38,11 @@ def complete_queue(incomplete: str) -> list[str]:
         return []
 
 
+def check_queue(name: str) -> str:
+    """The name of a queue. UsageError for what none can have."""
+    return check_name(name, "the queue")
+
+
 def check_task(reference: str) -> str:
     """What may name a task. UsageError for what would end up as another address of the agent."""
     if not reference.strip("./ "):
@@ -61,4 +67,8 @@ TaskNames = Annotated[
     typer.Argument(
         metavar="TASK", help="Ids, unique prefixes of them, or names.", autocompletion=complete_task, callback=check_tasks
     ),
+]
+QueueName = Annotated[
+    str,
+    typer.Argument(metavar="Q", help="The name of a queue.", autocompletion=complete_queue, callback=check_queue),
 ]

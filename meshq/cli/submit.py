@@ -1,6 +1,7 @@
 """`meshq submit`: hand a script or a command to the mesh, and perhaps wait for it."""
 
 import functools
+import itertools
 import sys
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -38,7 +39,11 @@ class SubmitCommand(Command):
             for name in param.opts
             if name[:1] == "-"
         }
-        split = arguments.split(args, takes_value)
+        try:
+            split = arguments.split(args, takes_value)
+        except UsageError:
+            screen.choose_json("--json" in itertools.takewhile(lambda token: token != "--", args))  # of whatever it was
+            raise
         ctx.meta[SPLIT] = split
         for option in split.after_script:
             screen.note(f"`{option}` was taken by meshq; put `--` before the script's own options")
@@ -89,6 +94,9 @@ def submit(
         str, typer.Option("--on-isolation", metavar="continue|stop", help="What it does when its machine is cut off.")
     ] = "continue",
     hold: Annotated[bool, typer.Option("--hold", help="Accept it even if no known machine could run it.")] = False,
+    copies: Annotated[
+        str, typer.Option("--copies", metavar="N|all", help="Other machines that must have it before its id is printed.")
+    ] = "1",
     wait: Annotated[bool, typer.Option("--wait", help="Wait for its end and exit with its code.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Show its output, then exit with its code.")] = False,
     json: Json = False,
@@ -129,16 +137,22 @@ def submit(
         lease=lease,
         on_isolation=on_isolation,
     )
-    _submit(options, hold=hold, wait=wait or follow, follow=follow, json=json)
+    _submit(options, hold=hold, copies=_copies(copies), wait=wait or follow, follow=follow, json=json)
 
 
-def _submit(options: "SubmitOptions", *, hold: bool, wait: bool, follow: bool, json: bool) -> None:
+def _copies(text: str) -> int | str:
+    if text == "all" or (text.isdecimal() and int(text) > 0):
+        return text if text == "all" else int(text)
+    raise UsageError(f"--copies: {text!r} is neither a number of machines nor `all`", "1 is the default")
+
+
+def _submit(options: "SubmitOptions", *, hold: bool, copies: int | str, wait: bool, follow: bool, json: bool) -> None:
     from meshq.handover import hand_over
 
     if options.manager in MANAGERS_NOT_YET:
         raise UsageError(f"`--manager {options.manager}` is not supported yet", "leave it out to use uv")
     with Client() as client:
-        submitted, notes = hand_over(client, options, hold=hold, report=screen.progress)
+        submitted, notes = hand_over(client, options, hold=hold, copies=copies, report=screen.progress)
         for text in notes:
             screen.note(text)
         announce(submitted, json=json, on_stderr=follow)

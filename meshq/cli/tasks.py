@@ -236,8 +236,12 @@ def announce(submitted: SubmittedDocument, *, json: bool, on_stderr: bool = Fals
     if len(stored_on) < 2:
         until = "has taken a copy" if missing else "has joined"
         screen.warn(f"stored on this machine only: keep it on until another machine {until}")
+    elif len(stored_on) - 1 < (wanted := submitted.get("copies", 1)):
+        screen.warn(f"stored on {len(stored_on) - 1} other machines so far, {wanted} were asked for")
     if missing:
         screen.note(_without_copy(missing))
+    if voters := submitted.get("voters"):
+        (screen.note if len(voters) > 2 else screen.warn)(layouts.voters(voters))
     if json:
         screen.document(_submitted_document(submitted))
         return
@@ -264,4 +268,5 @@ def _submitted_document(submitted: SubmittedDocument) -> dict[str, object]:
     ids = submitted["ids"]
     identity: dict[str, object] = {"id": ids[0]} if len(ids) == 1 else {"ids": ids}
     places = {"stored_on": submitted["stored_on"], "not_stored_on": submitted.get("not_stored_on", [])}
-    return identity | {"name": submitted["name"], "queue": submitted["queue"]} | places
+    voters: dict[str, object] = {"voters": submitted["voters"]} if "voters" in submitted else {}
+    return identity | {"name": submitted["name"], "queue": submitted["queue"]} | places | voters

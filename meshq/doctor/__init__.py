@@ -20,7 +20,7 @@ __all__ = [
 CHECKS: Final[tuple[Callable[[Facts], Check], ...]] = (
     mesh.peers, mesh.identity, mesh.name, mesh.version, mesh.clock, mesh.keys,
     network.udp, network.tcp, network.discovery, network.addresses,
-    mesh.flapping, host.health, host.files, host.disk, host.gpus, host.docker, host.environments, host.git,
+    mesh.flapping, host.health, host.files, host.disk, host.ledger, host.gpus, host.docker, host.environments, host.git,
     host.isolation, host.user, host.claims,
 )  # fmt: skip
 """In the order in which they are shown; each is called what its check is called."""

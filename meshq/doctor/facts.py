@@ -138,6 +138,7 @@ class Facts:
     gpu_faults: Mapping[int, str] = field(default_factory=dict)  # of those that may be given to tasks
     sampled: bool = True  # the machine was measured; in the first moment of an agent it is not yet
     measured: Measured = Measured()
+    damage: Mapping[str, int] = field(default_factory=dict)  # of the ledger on disk, since the agent started
 
     def others_alive(self) -> list[Member]:
         return [member for member in self.members if is_alive(member) and member.peer != self.me.peer]

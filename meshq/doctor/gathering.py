@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from meshq.doctor.facts import Facts, KeyRing, Measured
 from meshq.doctor.measuring import find_uv
@@ -16,11 +17,14 @@ from meshq.peers import Peers
 from meshq.settings import Settings, default_name
 from meshq.task import Telemetry
 
+DAMAGE: Final = ("rows_quarantined", "tables_damaged", "databases_damaged")  # counters of the ledger's store
+
 
 def gather(
     measured: Measured, *, now: float, wall: float, started: float, home: Path, settings: Settings, port: int,
     addresses: tuple[Address, ...], swim: Swim, peers: Peers, gossip: Mapping[str, int], mdns_problem: str,
-    sample: Sample | None, accepted: int | None, keys: KeyRing | None, other_meshes: Sequence[str] = (),
+    sample: Sample | None, accepted: int | None, keys: KeyRing | None, damage: Mapping[str, int],
+    other_meshes: Sequence[str] = (),
 ) -> Facts:  # fmt: skip
     """`now` and `started` (of this agent) on the clock of `swim`, `wall` the time of day; `gossip`: its counters; `accepted`:
     connections of others to the peer port so far."""
@@ -60,6 +64,7 @@ def gather(
         landlock_abi=landlock_abi(),
         uv=find_uv(),
         measured=measured,
+        damage={name: damage[name] for name in DAMAGE if damage.get(name)},
     )
 
 

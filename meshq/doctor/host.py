@@ -69,6 +69,16 @@ def disk(facts: Facts) -> Check:
     return fine("disk", text + (f", in memory ({now.kind}): a reboot loses it" if now.kind in MEMORY_DISKS else ""))
 
 
+def ledger(facts: Facts) -> Check:
+    """Did the disk give back what the queue's database was given?"""
+    if not facts.damage:
+        return fine("ledger", "nothing that was stored came back damaged")
+    found = ", ".join(f"{name.replace('_', ' ')}: {count}" for name, count in sorted(facts.damage.items()))
+    detail = f"the disk of {facts.home} damaged the queue's database ({found}); it was written or fetched again"
+    fix = "look at the disk (`smartctl -a`, `dmesg`); what was damaged lies in `ledger.sqlite.damaged-*` and may be deleted"
+    return wrong("ledger", detail, fix)
+
+
 def gpus(facts: Facts) -> Check:
     """Do GPUs and their driver work?"""
     seen, state = facts.telemetry.gpus, facts.gpu_state

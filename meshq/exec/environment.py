@@ -30,7 +30,7 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -89,9 +89,9 @@ class EnvironmentCache:
             interpreter = await asyncio.to_thread(self._interpreters.choose, environment.python)
         key = environment_key(environment, interpreter)
         python = self._root / key / "bin" / "python"
-        if not self._is_ready(key, python):
+        if not await self._is_ready(key, python):
             async with self._locks.setdefault(key, asyncio.Lock()):
-                if not self._is_ready(key, python):
+                if not await self._is_ready(key, python):
                     await self._build(key, environment.lock, interpreter)
         return str(python)
 
@@ -106,21 +106,14 @@ class EnvironmentCache:
             each.cancel()
         await asyncio.gather(*self._finishing, return_exceptions=True)
 
-    def _is_ready(self, key: str, python: Path) -> bool:
+    async def _is_ready(self, key: str, python: Path) -> bool:
         """Without a subprocess, and after the first time with nothing but setting the time of last use."""
-        marker = python.parent.parent / ".complete"
-        try:
-            if key not in self._ready:
-                state = marker.read_text()
-                if state == self._boot:
-                    self._finish_later(python.parent.parent)
-                elif state != DURABLE:
-                    return False
-            os.utime(marker)
-            os.stat(python)  # follows the link: the interpreter may be gone
-        except OSError:
+        state = await asyncio.to_thread(_used_now, python, DURABLE if key in self._ready else "")
+        if state not in (self._boot, DURABLE):
             self._ready.pop(key, None)
             return False
+        if key not in self._ready and state == self._boot:
+            self._finish_later(python.parent.parent)
         self._ready[key] = python
         return True
 
@@ -128,11 +121,11 @@ class EnvironmentCache:
         folder = self._root / key
         try:
             for each in (self._root, self._package_cache):
-                each.mkdir(parents=True, exist_ok=True, mode=0o700)
+                await asyncio.to_thread(each.mkdir, parents=True, exist_ok=True, mode=0o700)
             async with self._builds, _locked(folder.with_name(f"{key}.lock")) as held:
-                if not self._is_ready(key, folder / "bin" / "python"):  # another agent may have built it meanwhile
+                if not await self._is_ready(key, folder / "bin" / "python"):  # another agent may have built it meanwhile
                     await self._build_locked(folder, lock, interpreter, held)
-                    self._is_ready(key, folder / "bin" / "python")
+                    await self._is_ready(key, folder / "bin" / "python")
         except OSError as error:
             raise PreparationFailed(f"building an environment in {self._root}: {error.strerror or error}", True) from None
 
@@ -143,16 +136,16 @@ class EnvironmentCache:
             uv = await asyncio.to_thread(uv_binary)
         except MeshqError as error:
             raise PreparationFailed(str(error), True) from None
-        with _opened(folder.with_name(f"{folder.name}.log")) as output:
+        async with _opened(folder.with_name(f"{folder.name}.log")) as output:
             builder = _Builder(output, held, self._package_cache, self._confined(folder))
             await builder.run([uv, "venv", "--no-project", "--python", str(interpreter.path), str(folder)])
             if lock:
-                (folder / "requirements.lock").write_text(lock, encoding="utf-8")
+                await asyncio.to_thread((folder / "requirements.lock").write_text, lock, encoding="utf-8")
                 await builder.run(
                     [uv, "pip", "sync", "--python", str(folder / "bin" / "python"), "--link-mode", await self._how_to_link(),
                      "--allow-empty-requirements", "requirements.lock"], cwd=folder
                 )  # fmt: skip
-        (folder / ".complete").write_text(self._boot)
+        await asyncio.to_thread((folder / ".complete").write_text, self._boot)
         log.info("built environment %s in %.1f s", folder.name, time.monotonic() - started)
 
     async def _how_to_link(self) -> str:
@@ -178,7 +171,7 @@ class EnvironmentCache:
             async with _locked(folder.with_name(f"{folder.name}.lock")) as held:
                 if await asyncio.to_thread((folder / ".complete").read_text) != self._boot:
                     return  # another agent was quicker, or it is about to be built again
-                with _opened(Path(os.devnull)) as output:
+                async with _opened(Path(os.devnull)) as output:
                     builder = _Builder(output, held, self._package_cache, self._confined(folder))
                     command = [str(folder / "bin" / "python"), "-I", "-m", "compileall", "-q", str(folder / "lib")]
                     with contextlib.suppress(PreparationFailed):  # some packages carry templates that are no valid Python
@@ -244,14 +237,27 @@ def check_lock(lock: str) -> None:
         raise PreparationFailed(f"the requirements are refused: {line[:200]!r} is no pinned package", False)
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
+@contextlib.asynccontextmanager
+async def _opened(path: Path) -> AsyncIterator[int]:
     """A descriptor to write to; nothing that was there stays."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    descriptor = await asyncio.to_thread(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _used_now(python: Path, known: str) -> str:
+    """What the environment of this interpreter says of its state (`known`, if that is given), now that it is used; empty if it
+    can't be used."""
+    marker = python.parent.parent / ".complete"
+    try:
+        state = known or marker.read_text()
+        os.utime(marker)
+        os.stat(python)  # follows the link: the interpreter may be gone
+    except OSError:
+        return ""
+    return state
 
 
 def _make_room(folder: Path) -> None:
@@ -271,7 +277,7 @@ async def _locked(path: Path) -> AsyncIterator[int]:
     Tried again and again instead of waiting in a thread: a thread in flock can't be cancelled. It is only ever waited for when
     another agent, or a uv process that a killed agent left behind, builds the very same environment.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = await asyncio.to_thread(os.open, path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         while not _try_lock(descriptor):  # noqa: ASYNC110  # another process releases it: no event of this loop does
             await asyncio.sleep(LOCK_RETRY_SECONDS)

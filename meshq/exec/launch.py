@@ -14,7 +14,7 @@ from meshq import config
 from meshq.exec import confine, shim
 from meshq.exec.attempts import Attempts
 from meshq.exec.preparation import PreparationFailed
-from meshq.task import Claimed
+from meshq.task import Claimed, Isolation
 
 LOG_HEAD_BYTES: Final = 8 * 2**20  # of a log that grew too long: where a program says what it is about to do
 
@@ -53,6 +53,7 @@ def launch_for(
         rules=tuple(_rules(claimed, attempts, python, home)),
         limits=limits,
         gpu_names=gpu_names,
+        until_valid=spec.isolation == Isolation.STOP.value,
     )
 
 

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
+from meshq import failpoints
 from meshq.errors import TaskFailed
 from meshq.exec import zygote
 
@@ -138,7 +139,7 @@ class Zygote:
 
 def _start(descriptor: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", os.path.abspath(zygote.__file__), str(descriptor)],
+        [sys.executable, "-I", "-S", os.path.abspath(zygote.__file__), str(descriptor), *failpoints.hand_down()],
         pass_fds=(descriptor,),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

@@ -13,13 +13,14 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, assert_never
 
-from meshq import config
+from meshq import config, failpoints
 from meshq.config import Home
-from meshq.errors import MeshqError
+from meshq.errors import MeshqError, StoreError
 from meshq.exec import gpulock, outputs
 from meshq.exec.attempts import Alive, Attempts, Found, Unstarted
 from meshq.exec.effects import (
@@ -107,6 +108,9 @@ class ExecShell:
         self._found: list[Found] = []
         self._folders: dict[Fence, asyncio.Task[Path]] = {}
         self._preparing: dict[Fence, set[asyncio.Task[None]]] = {}
+        self._keep_until: dict[Fence, float] = {}
+        self._keeping: dict[Fence, asyncio.Task[None]] = {}
+        self._keeper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="exec-keep")  # never behind a long checkout
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last_words: set[asyncio.Task[Any]] = set()  # those of `_tasks` that `close` waits for instead of ending them
         self._running: Mapping[Fence, TaskId] = {}  # read by the probe's thread; replaced, never changed
@@ -147,12 +151,20 @@ class ExecShell:
         for task in self._tasks - self._last_words:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._keeper.shutdown(wait=False, cancel_futures=True)
         await self._zygote.close()
 
     # --- commands of the agent --------------------------------------------------------------------------------------
 
     def prepare(self, claimed: Claimed) -> None:
         self._carry_out(self._worker.prepare(self._loop.time(), claimed))
+
+    def keep(self, fence: Fence, until: float) -> None:
+        """The attempt, which is about to start or runs, may go on until then (CLOCK_BOOTTIME) and no longer."""
+        if fence in self._worker.attempts():
+            self._keep_until[fence] = until
+            if fence not in self._keeping:
+                self._keeping[fence] = self._track(self._keep(fence))
 
     def start_attempt(self, fence: Fence) -> None:
         self._carry_out(self._worker.start(self._loop.time(), fence))
@@ -215,6 +227,7 @@ class ExecShell:
     def _tell(self, effect: Ready | Slow | AttemptEnded | CapacityChanged) -> None:
         match effect:
             case Ready(fence):
+                failpoints.reach("prepared")
                 self._loop.call_soon(self._callbacks.on_ready, fence)
             case Slow(fence):
                 self._loop.call_soon(self._callbacks.on_slow, fence)
@@ -300,7 +313,19 @@ class ExecShell:
 
     # --- running ----------------------------------------------------------------------------------------------------
 
+    async def _keep(self, fence: Fence) -> None:
+        """Write the last of what was said: one after the other, so that no older one ever replaces a newer."""
+        try:
+            while (until := self._keep_until.pop(fence, None)) is not None:
+                await self._loop.run_in_executor(self._keeper, self._attempts.keep, fence, until)
+        except StoreError as error:
+            log.warning("%s; if that goes on, its shim stops it", error)
+        finally:
+            del self._keeping[fence]
+
     async def _spawn(self, fence: Fence) -> None:
+        if (keeping := self._keeping.get(fence)) is not None:
+            await asyncio.wait([keeping])  # the shim looks at once
         try:
             await self._zygote.spawn(self._attempts.folder(fence))
         except SpawnFailed as error:
@@ -309,6 +334,7 @@ class ExecShell:
                 self._carry_out(self._worker.handle_spawn_failed(self._loop.time(), fence, str(error)))
                 return
             log.warning("attempt %s: %s; its folder decides", fence, error)
+        failpoints.reach("launched")
         self._carry_out(self._worker.handle_spawned(self._loop.time(), fence))
         await self._watch(fence)
 
@@ -342,6 +368,7 @@ class ExecShell:
         if (making := self._folders.pop(fence, None)) is not None:
             await asyncio.wait([making])
         await asyncio.to_thread(self._attempts.clear, fence)
+        failpoints.reach("discarded")
 
     async def _expire(self) -> None:
         while True:

@@ -10,7 +10,10 @@ any later agent can take over. In order:
    wants to be sure that an attempt will never start creates it itself;
 3. fork; the child leads its own session, dies with the shim (PDEATHSIG), is confined (see `confine`) and becomes the task;
    `run.json` says who it is;
-4. wait, without polling, for the child, for `ctl` ("stop REASON", "kill"), for SIGTERM, for the time limit;
+4. wait, without polling, for the child, for `ctl` ("stop REASON", "kill"), for SIGTERM, for the time limit; and, of a task
+   under `--on-isolation stop`, for the moment by which it must be dead. `valid` says when that is; the agent moves it on as
+   long as a majority of the task's voters agrees. An agent that is cut off, stopped, killed or gone moves nothing on, and
+   then this process ends the task in time, by itself (see `Shim._mind_grants`);
 5. kill what the task left behind: everything that descends from it (this process is a subreaper, so nothing escapes by
    forking twice) or carries its MESHQ_FENCE; then `exit.json`, by rename.
 
@@ -33,12 +36,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
+from meshq import failpoints
 from meshq.exec import confine, gpulock
 
 LAUNCH, LOCK, STARTED, RUN, LOG, CTL, EXIT = "launch.json", "lock", "started", "run.json", "log", "ctl", "exit.json"
+VALID = "valid"
 NEVER = b"never\n"  # in `started`: an agent made sure that this attempt will not start
 
 GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL; Docker and Kubernetes: 10 and 30
+ISOLATED = "isolated"  # why it was stopped: no majority of its voters has granted it to go on
+ISOLATED_GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL then
+ISOLATED_KILL_SECONDS = 1.0  # between SIGKILL and the moment by which all must be dead
+VALID_CHECK_SECONDS = 0.5  # a poll does not count the time for which the machine was suspended: this is how late it may wake
 LOG_CHECK_SECONDS = 2.0
 LOG_STEP_BYTES = 4 * 2**20  # the hole grows in steps of this
 LOG_ALIGN = 2**16  # the largest block size of common file systems
@@ -69,6 +78,7 @@ class Launch(NamedTuple):
     rules: tuple[tuple[str, str], ...]  # of `confine`
     limits: tuple[tuple[int, int], ...] = ()  # (RLIMIT_…, value)
     gpu_names: tuple[str, ...] = ()  # of `gpus`, as all agents of this machine name them
+    until_valid: bool = False  # it may run only as long as `valid` says
 
 
 class Process(NamedTuple):
@@ -180,13 +190,33 @@ def read_launch(text: bytes) -> Launch:
         rules=tuple((path, access) for path, access in plain["rules"]),
         limits=tuple((which, value) for which, value in plain["limits"]),
         gpu_names=tuple(plain["gpu_names"]),
+        until_valid=plain.get("until_valid", False),
     )
+
+
+def valid_text(until: float) -> bytes:
+    """What `valid` holds. Twice, because it is written in place (a full disk must not stop what runs) while it is read."""
+    return f"{until:020.6f} {until:020.6f}\n".encode()
+
+
+def read_valid() -> float:
+    """Until when the task may run, in seconds of CLOCK_BOOTTIME; -inf if the file does not say it, also for a moment."""
+    for _ in range(3):
+        try:
+            one, other = _read(VALID).split()
+            if one == other:
+                return float(one)
+        except (OSError, ValueError):
+            return float("-inf")
+        time.sleep(0.001)
+    return float("-inf")
 
 
 def supervise(folder: str, say: Callable[[int, str], None]) -> None:
     """The life of a shim, from the fork to the end. `say(pid, "")` once the task is spawned, or `say(0, why not)`."""
     os.setsid()
     _libc.prctl(_PR_SET_NAME, b"meshq-shim", 0, 0, 0)
+    failpoints.reach("spawned")
     try:
         os.chdir(folder)
         shim = Shim(read_launch(_read(LAUNCH)))
@@ -196,9 +226,12 @@ def supervise(folder: str, say: Callable[[int, str], None]) -> None:
         say(0, f"{type(error).__name__}: {error}" if isinstance(error, KeyError | TypeError) else str(error))
         return
     say(pid, "")
+    failpoints.reach("running")
     shim.wait()
     shim.sweep()
+    failpoints.reach("exiting")
     shim.report()
+    failpoints.reach("exit-written")
 
 
 class Shim:
@@ -213,6 +246,8 @@ class Shim:
         self._timed_out = False
         self._kill_at: float | None = None
         self._deadline: float | None = None
+        self._valid_until = float("inf")
+        self._isolated = False
         self._hole_end = 0
         self._left_behind = 0
         self._started_at = 0.0
@@ -228,6 +263,10 @@ class Shim:
             raise Refused("another shim runs this attempt") from None
         if os.path.lexists(STARTED):
             raise Refused("this attempt was started before")  # before anything of the first shim is written over
+        if self._launch.until_valid:
+            self._valid_until = read_valid()
+            if now() >= self._isolated_at():
+                raise Refused("what its voters granted has run out before it was started")
         self._take_gpus()
         me = process(os.getpid())
         assert me is not None
@@ -242,6 +281,7 @@ class Shim:
         except FileExistsError:
             raise Refused("this attempt was started before") from None
         _sync_folder()  # that it exists is what must survive a power cut; what it says need not
+        failpoints.reach("started")
 
     def _take_gpus(self) -> None:
         """Refused if a task of another agent has one of them. Held, like `lock`, until this process is gone."""
@@ -302,12 +342,16 @@ class Shim:
             if self._wait_event(self._wait_seconds()):
                 self._obey()
             self._reap()
+            self._mind_grants()
             self._mind_time()
             self._mind_log()
 
     def _wait_seconds(self) -> float:
         due = [at for at in (self._deadline, self._kill_at) if at is not None]
-        return max(0.0, min([at - now() for at in due] + [LOG_CHECK_SECONDS]))
+        if self._launch.until_valid and not self._isolated:
+            due.append(self._isolated_at())
+        most = VALID_CHECK_SECONDS if self._launch.until_valid else LOG_CHECK_SECONDS
+        return max(0.0, min([at - now() for at in due] + [most]))
 
     def _wait_event(self, seconds: float) -> bool:
         """True if something was told through `ctl`."""
@@ -357,6 +401,24 @@ class Shim:
                 os.killpg(self._pid, number)
             except ProcessLookupError:
                 os.kill(self._pid, number)  # it has not come as far as its own session; it is not reaped, so the pid is its
+
+    def _isolated_at(self) -> float:
+        """When the stop must begin, unless `valid` is moved on until then."""
+        return self._valid_until - ISOLATED_KILL_SECONDS - ISOLATED_GRACE_SECONDS
+
+    def _mind_grants(self) -> None:
+        """End in time what its voters don't grant any more. Whatever it was stopped for before: by then it must be dead.
+
+        Who slept past that moment, because the machine did, kills at once. A later grant does not call the task back.
+        """
+        if self._isolated or now() < self._isolated_at():
+            return
+        self._valid_until = max(self._valid_until, read_valid())
+        if self._status is None and now() >= self._isolated_at():
+            self._isolated = True
+            self._stop(ISOLATED)
+            kill_at = self._valid_until - ISOLATED_KILL_SECONDS
+            self._kill_at = kill_at if self._kill_at is None else min(self._kill_at, kill_at)
 
     def _mind_time(self) -> None:
         if self._status is not None:

@@ -48,6 +48,8 @@ from meshq.task import Claimed, EndKind, Needs, Outcome, OutputFile
 
 SLOW_SECONDS: Final = 1.0  # preparing for longer than this is told to people
 
+ISOLATED: Final = "isolated"  # what the shim calls a stop for want of grants (`shim.ISOLATED`)
+
 STOP_KINDS: Final[Mapping[str, EndKind]] = {
     kind.value: kind for kind in (EndKind.CANCELLED, EndKind.SUPERSEDED, EndKind.RELEASED)
 }
@@ -429,6 +431,7 @@ def outcome_of(claimed: Claimed, exit: Exit, stopping: str) -> Outcome:
                 started_at=exit.started_at,
                 ended_at=exit.ended_at,
                 timed_out=kind is EndKind.FAILED and exit.timed_out,
+                blameless=kind is EndKind.RELEASED and exit.stopped == ISOLATED,
             )
         case _:
             assert_never(exit)
@@ -439,6 +442,8 @@ def _verdict(claimed: Claimed, exit: Exited, stopping: str) -> tuple[EndKind, st
     by_itself = not exit.stopped
     if asked in STOP_KINDS and not (asked != EndKind.SUPERSEDED and by_itself and exit.exit_code == 0):
         return STOP_KINDS[asked], asked
+    if exit.stopped == ISOLATED:
+        return EndKind.RELEASED, "stopped: its machine was cut off from the majority of its voters"
     if exit.stopped:
         return EndKind.LOST, "its shim was told to end from outside the mesh"  # SIGTERM, as a shutdown sends
     if exit.timed_out:

@@ -54,8 +54,10 @@ def _fork(channel: int, request: int, folder: str, private: tuple[int, int]) -> 
     """Fork a shim for this folder; 0 if that failed, which is told."""
     import signal
 
+    from meshq import failpoints
     from meshq.exec import shim
 
+    failpoints.reach("forking")
     try:
         pid = os.fork()
     except OSError as error:
@@ -104,12 +106,14 @@ def main() -> None:
     import ctypes
     import gc
 
+    from meshq import failpoints
     from meshq.exec import shim
 
     shim.descendants(set(), [])  # all modules are loaded by now; no fork shall pay for an import
     ctypes.CDLL(None).prctl(15, b"meshq-zygote", 0, 0, 0)  # PR_SET_NAME
     gc.freeze()  # no collection touches, and thereby copies, the pages that the forks share
     channel = int(sys.argv[1])
+    failpoints.arm(*sys.argv[2:] or ("", ""))
     os.set_inheritable(channel, False)  # it came through an exec; no task may have it
     serve(channel)
 

@@ -17,30 +17,33 @@ peer idles for a slot.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from math import inf
 
 from meshq.ids import PeerId, TaskId
 from meshq.ledger.effects import PeerView
 from meshq.ledger.placement import Capacity, eligible, fits_now
 from meshq.ledger.rendezvous import claimants
-from meshq.ledger.row import Row
 from meshq.ledger.timing import LedgerConfig
 from meshq.task import Needs
 
 DEALS_MAX = 4_096  # reached only when as many tasks wait for the end of their back-off, or for another peer than this one
 DEAL_AGAIN_SECONDS = 1.0
+JITTER_BYTES = 4
+JITTERS = 1 << (8 * JITTER_BYTES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A waiting task."""
 
-    row: Row
+    task: TaskId
+    queue: str
+    needs: Needs
     attempt: int
     since: float  # when this peer saw first that it could be claimed
     not_before: float  # the back-off after earlier attempts
-    jitter: float
-    released_by: tuple[PeerId, ...]  # peers that gave up an attempt at it: others go first
+    released_by: tuple[PeerId, ...] = ()  # peers that gave up an attempt at it: others go first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,7 @@ class Deal:
             if candidate.not_before > now:
                 look_again_at = min(look_again_at, candidate.not_before)
                 continue
-            task = candidate.row.task
+            task = candidate.task
             order = claimants(task, candidate.attempt, self._contenders(candidate))
             due = self._due(candidate, order)
             winner = self.me if due <= now else order[0] if order else None
@@ -86,7 +89,7 @@ class Deal:
                 claims.append((task, candidate.attempt))
             look_again_at = look_again_at if due <= now else min(look_again_at, due)
             if winner is not None:
-                self.free[winner] = self.free[winner].minus(candidate.row.spec.needs)
+                self.free[winner] = self.free[winner].minus(candidate.needs)
             if self.free[self.me].slots < 1:
                 break
         return Plan(claims=tuple(claims), look_again_at=look_again_at)
@@ -96,7 +99,13 @@ class Deal:
             return inf
         rank = order.index(self.me)
         first = max(candidate.since, candidate.not_before, self.capacity_since)
-        return first + rank * self.config.claim_slot + (candidate.jitter if rank else 0.0)
+        return first + rank * self.config.claim_slot + (self._jitter(candidate) if rank else 0.0)
+
+    def _jitter(self, candidate: Candidate) -> float:
+        """A part of `claim_jitter`, another one for each bid of each peer. A hash, so that nothing is kept for who waits."""
+        subject = f"jitter|{candidate.task}|{candidate.attempt}|{self.me}"
+        drawn = int.from_bytes(blake2b(subject.encode(), digest_size=JITTER_BYTES).digest())
+        return self.config.claim_jitter * drawn / JITTERS
 
     def _contenders(self, candidate: Candidate) -> Iterable[PeerId]:
         """Who could take the task now; those that gave it up before only if nobody else is eligible at all.
@@ -104,10 +113,10 @@ class Deal:
         A peer whose telemetry lists this very task has claimed it: gossip overtook the push of its claim. It keeps its rank,
         or the next one would believe that it is first and bid at once.
         """
-        needs, queue = candidate.row.spec.needs, candidate.row.queue.value
+        needs, queue = candidate.needs, candidate.queue
         able = [peer for peer, view in self.views.items() if eligible(needs, queue, view)]
         fresh = [peer for peer in able if peer not in candidate.released_by]
-        return [peer for peer in fresh or able if self._has_room(peer, candidate.row.task, needs)]
+        return [peer for peer in fresh or able if self._has_room(peer, candidate.task, needs)]
 
     def _has_room(self, peer: PeerId, task: TaskId, needs: Needs) -> bool:
         told = self.views[peer].telemetry

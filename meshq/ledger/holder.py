@@ -31,12 +31,16 @@ Reading order: `read`, `_judge_legal`, `_find_holder`, then the questions at the
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
 
 from meshq.config import INFRASTRUCTURE_LOSSES_MAX, RELEASES_MAX
 from meshq.ids import Dot, Fence, PeerId, fence
 from meshq.ledger.rendezvous import claim_weight
 from meshq.ledger.row import Back, Cancel, Claim, Ended, Fact, Lost, Preparing, Row, Started, Vector, covers
 from meshq.task import EndKind, Outcome, Status
+
+_NONE: Final[Mapping[Dot, Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +124,10 @@ class AttemptView:
 
 def read(row: Row) -> Reading:
     """Apply the rules to the row."""
+    return _apply_rules(row) if row.facts else _untouched(row)
+
+
+def _apply_rules(row: Row) -> Reading:
     claims = {dot: fact for dot, fact in row.facts if isinstance(fact, Claim)}
     started: dict[Dot, Started] = {}
     preparing: dict[Dot, Preparing] = {}
@@ -147,6 +155,14 @@ def read(row: Row) -> Reading:
         result=None if result is None else (result, ended[result]),
         last_failure=ended[failed[-1]] if failed else None, failures=len(failed), losses=losses,
         releases=sum(1 for dot in released if not ended[dot].blameless), setbacks=len(failed) + losses + len(released),
+    )  # fmt: skip
+
+
+def _untouched(row: Row) -> Reading:
+    """What the rules say of a row without facts, as nearly all are in a long queue: in a third of the time."""
+    return Reading(
+        row=row, claims=_NONE, legal=_NONE, live=_NONE, started=_NONE, preparing=_NONE, ended=_NONE, lost=_NONE,
+        cancel=None, holder=None, result=None, last_failure=None, failures=0, losses=0, releases=0, setbacks=0,
     )  # fmt: skip
 
 

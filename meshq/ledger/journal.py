@@ -3,13 +3,13 @@
 Every part of the ledger writes through here, so that one input ends in one commit, and in one push that carries all of it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from meshq.ids import Dot, TaskId
 from meshq.ledger.effects import Effect
 from meshq.ledger.replica import Replica
-from meshq.ledger.row import Fact, Row
+from meshq.ledger.row import Fact, Row, Seat
 
 
 @dataclass(slots=True)
@@ -23,10 +23,11 @@ class Journal:
     fresh: dict[Dot, TaskId] = field(default_factory=dict)  # own writes: to be committed durably and pushed
     after: list[Effect] = field(default_factory=list)  # what may be done once all this is committed
     durable: bool = False
+    settings_dots: list[Dot] = field(default_factory=list)  # own writes to the settings, likewise
 
     @property
     def empty(self) -> bool:
-        return not (self.touched or self.changed or self.fresh or self.after)
+        return not (self.touched or self.changed or self.fresh or self.after or self.settings_dots)
 
     def row(self, task: TaskId) -> Row:
         row = self.replica.get(task)
@@ -43,6 +44,14 @@ class Journal:
         self.fresh[dot] = task
         self.touched[task] = None
 
+    def move(self, task: TaskId, seat: Seat) -> None:
+        """Let the task wait elsewhere."""
+        self.wrote(task, self.replica.move(task, seat))
+
+    def change_settings(self, values: Mapping[str, str]) -> None:
+        """One write that sets all of these."""
+        self.settings_dots.append(self.replica.change_settings(values))
+
     def absorb(self, rows: Iterable[Row]) -> tuple[TaskId, ...]:
         """Merge what came from outside; the tasks whose rows were refused."""
         refused: list[TaskId] = []
@@ -51,13 +60,23 @@ class Journal:
             task = self.replica.absorb(row)
             if task is None:
                 refused.append(row.task)
-            elif self.replica.get(task) is not before:
+                continue
+            after = self.replica.get(task)  # None: it was purged here, and only the floors have changed
+            if after is not None and (before is None or after.vector != before.vector):  # not `is`: it may have been packed
                 self.touched[task] = None
         return tuple(refused)
+
+    def purge(self, task: TaskId) -> None:
+        """Forget the task, and what this input has done about it."""
+        self.replica.purge(task)
+        self.touched.pop(task, None)
+        self.changed[task] = None
+        for dot in [dot for dot, of in self.fresh.items() if of == task]:
+            del self.fresh[dot]
 
     def wall(self, now: float) -> float:
         """What the wall clock shows: for display only."""
         return now + self.wall_offset
 
     def clear(self) -> None:
-        self.changed, self.fresh, self.after, self.durable = {}, {}, [], False
+        self.changed, self.fresh, self.after, self.durable, self.settings_dots = {}, {}, [], False, []

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from meshq.ids import Dot, Fence, PeerId, TaskId, fence
-from meshq.task import EndKind
+from meshq.task import EndKind, Needs
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,7 +11,8 @@ class Waiting:
     """Claimed; source and environment are prepared (`ready`: they are there), and acks come in."""
 
     ready: bool
-    pushed_at: float
+    pushed_at: float  # to whom came last
+    since: float  # it has waited without a break for the acks of those who came
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class OwnClaim:
     task: TaskId
     dot: Dot
     attempt: int
+    needs: Needs  # of the task
     state: Waiting | Running | Stopping
     acked: dict[PeerId, None] = field(default_factory=dict)
 

@@ -5,18 +5,26 @@ carried (`antientropy.py`). Claims wait for these acks, hence the statistics of 
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import ceil, inf, log10
+from typing import TYPE_CHECKING
 
 from meshq.config import SYNC_BYTES_MAX, SYNC_ROWS_MAX
-from meshq.ids import PeerId
+from meshq.errors import PeerError
+from meshq.ids import Dot, PeerId, TaskId
 from meshq.ledger.effects import Push, SendPush
 from meshq.ledger.row import Row
+from meshq.ledger.settings import Settings
 from meshq.ledger.table import row_bytes
+
+if TYPE_CHECKING:
+    from random import Random
 
 RETRY_SECONDS = (0.050, 0.150, 0.450)
 REPLY_SECONDS = 1.0  # a reply that takes longer may still come: it is then as good as an early one
+PUSH_ALL_MAX = 256  # alive peers: with more of them a write is not pushed to everybody
+PUSH_DOTS_MAX = 8 * SYNC_ROWS_MAX  # one input writes a birth, a claim and what follows to a row, and seldom so much
 OUTGOING_PER_PEER_MAX = 64  # a peer so far behind is better served by one sync
 SAMPLES_MAX = 128
 SAMPLES_MIN = 8  # fewer say nothing about the slowest hundredth
@@ -66,6 +74,12 @@ class Pushes:
             waiting[push.number] = InFlight(push=push, sent_at=now, due=now + REPLY_SECONDS)
             sends.append(SendPush(peer, push))
         return sends
+
+    def check_limits(self, push: Push) -> None:
+        """PeerError if a push that came in has more than `parts` and `batches` ever put into one; it is counted."""
+        if len(push.rows) > SYNC_ROWS_MAX or len(push.dots) > PUSH_DOTS_MAX:
+            self.counters["pushes_refused_too_large"] += 1
+            raise PeerError(f"a push of {len(push.rows)} rows and {len(push.dots)} writes: that is too much")
 
     def replied(self, now: float, peer: PeerId, number: int) -> Acked | None:
         """None if this peer owed no reply of that number."""
@@ -130,6 +144,16 @@ class Pushes:
         )
 
 
+def audience(rng: "Random", alive: Sequence[PeerId]) -> Sequence[PeerId]:
+    """To whom this peer's writes are pushed: everybody, or in a large mesh 3 log10 N random peers, and gossip names the writes.
+
+    So many reach nearly everybody in two steps, those that hear of the writes asking for them.
+    """
+    if len(alive) <= PUSH_ALL_MAX:
+        return alive
+    return rng.sample(alive, ceil(3 * log10(len(alive))))
+
+
 def batches(rows: Iterable[Row]) -> Iterator[tuple[Row, ...]]:
     """The rows in order, in parts that fit one message."""
     batch: list[Row] = []
@@ -142,3 +166,18 @@ def batches(rows: Iterable[Row]) -> Iterator[tuple[Row, ...]]:
         batch.append(row)
     if batch:
         yield tuple(batch)
+
+
+def parts(
+    writes: Mapping[Dot, TaskId], row_of: Callable[[TaskId], Row], settings: Settings, settings_dots: tuple[Dot, ...]
+) -> Iterator[Push]:
+    """Pushes, not numbered yet, that carry the rows of these writes; the first one the settings, if they were written, too."""
+    dots_of: dict[TaskId, list[Dot]] = {}
+    for dot, task in writes.items():
+        dots_of.setdefault(task, []).append(dot)
+    for rows in batches(map(row_of, dots_of)):
+        dots = tuple(sorted((*settings_dots, *(dot for row in rows for dot in dots_of[row.task]))))
+        yield Push(number=0, rows=rows, dots=dots, settings=settings if settings_dots else None)
+        settings_dots = ()
+    if settings_dots:
+        yield Push(number=0, rows=(), dots=settings_dots, settings=settings)

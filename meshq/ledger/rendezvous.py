@@ -27,3 +27,9 @@ def mourners(task: TaskId, claim: Dot, peers: Iterable[PeerId]) -> tuple[PeerId,
     otherwise the peer that would run the task next would also always be the one that declares the last attempt lost."""
     subject = f"lost|{task}|{claim.actor}|{claim.seq}|"
     return tuple(sorted(peers, key=lambda peer: (blake2b((subject + peer).encode(), digest_size=WEIGHT_BYTES).digest(), peer)))
+
+
+def voters(task: TaskId, peers: Iterable[PeerId]) -> tuple[PeerId, ...]:
+    """The peers in the order in which they are drawn as voters of this task."""
+    subject = f"vote|{task}|"
+    return tuple(sorted(peers, key=lambda peer: (blake2b((subject + peer).encode(), digest_size=WEIGHT_BYTES).digest(), peer)))

@@ -6,14 +6,17 @@ never stored.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Final
 
+from meshq import codec
 from meshq.ids import ActorId, Dot, PeerId, TaskId, task_id
 from meshq.task import Outcome, TaskSpec
 
 Vector = Mapping[ActorId, int]
 """A version vector: for each actor the highest seq that is covered; 0 where it is absent."""
+
+REGISTER_MAX: Final = 2**53  # of a register's number or revision: what is counted up from there still fits every encoding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +107,16 @@ class NumberRegister:
     value: int
 
 
+class _Memory:
+    """What is worked out of a row once and kept with it. It is no part of its value."""
+
+    __slots__ = ("_task", "_wire")
+    _task: TaskId
+    _wire: bytes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Row(_Memory):
     """All that is known of one task. `facts` are sorted by dot; `vector` covers every write that touched the row."""
 
     birth: Dot
@@ -115,10 +126,28 @@ class Row:
     position: NumberRegister  # order inside the queue at equal priority: lower runs first
     priority: NumberRegister
     facts: tuple[tuple[Dot, Fact], ...] = ()
+    voters: tuple[ActorId, ...] = ()  # whose grants a start needs (`grants.py`); written at the birth, never again
 
     @property
     def task(self) -> TaskId:
-        return task_id(self.birth)
+        try:
+            return self._task
+        except AttributeError:
+            object.__setattr__(self, "_task", task_id(self.birth))
+            return self._task
+
+    @property
+    def wire(self) -> bytes:
+        """The row as it stands on the wire and on disk. Equal rows have equal bytes."""
+        try:
+            return self._wire
+        except AttributeError:
+            return self.remember_wire(codec.encode(self))
+
+    def remember_wire(self, data: bytes) -> bytes:
+        """These are the bytes that `wire` would make."""
+        object.__setattr__(self, "_wire", data)
+        return data
 
 
 def merge(mine: Row, theirs: Row) -> Row:
@@ -134,6 +163,33 @@ def merge(mine: Row, theirs: Row) -> Row:
         position=max(mine.position, theirs.position),
         priority=max(mine.priority, theirs.priority),
         facts=tuple(sorted((dict(mine.facts) | dict(theirs.facts)).items(), key=lambda item: item[0])),
+        voters=max(mine.voters, theirs.voters),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """Where a task waits: what its three registers say. Every move writes all three, so that no two moves are ever mixed."""
+
+    queue: str
+    position: int
+    priority: int
+
+
+def moved(row: Row, dot: Dot, seat: Seat) -> Row:
+    """The row after the write `dot`, which gives it this seat.
+
+    The three registers get one revision, above all three. They differ in nothing but their values ever since the birth, so of
+    concurrent moves the same one wins in each of them.
+    """
+    highest = max(row.queue.revision, row.position.revision, row.priority.revision)
+    revision = min(REGISTER_MAX, highest + 1)
+    return replace(
+        row,
+        vector=merge_vectors(row.vector, {dot.actor: dot.seq}),
+        queue=TextRegister(revision, dot.actor, seat.queue),
+        position=NumberRegister(revision, dot.actor, seat.position),
+        priority=NumberRegister(revision, dot.actor, seat.priority),
     )
 
 

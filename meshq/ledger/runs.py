@@ -14,9 +14,10 @@ from math import inf
 from typing import assert_never
 
 from meshq import codec
-from meshq.ids import Dot, Fence, PeerId, TaskId, fence
+from meshq.ids import Dot, Fence, PeerId, TaskId, fence, split_fence
 from meshq.ledger.board import Board
 from meshq.ledger.effects import Prepare, Start, Stop
+from meshq.ledger.grants import Grants
 from meshq.ledger.holder import Reading
 from meshq.ledger.journal import Journal
 from meshq.ledger.own import OwnClaim, OwnClaims, Running, Stopping, Waiting
@@ -26,25 +27,32 @@ from meshq.ledger.row import Back, Claim, Ended, Preparing, Row, Started, covers
 from meshq.ledger.sessions import Sessions
 from meshq.ledger.table import row_bytes
 from meshq.ledger.timing import LedgerConfig
-from meshq.task import Claimed, EndKind, Outcome
+from meshq.task import Claimed, EndKind, Needs, Outcome
 
 REASON_CHARS_MAX = 2_000
+PATIENCES_MAX = 4  # for the acks of whoever comes meanwhile: a peer that comes again and again must not hold up all starts (P5)
 
 
 class Runs:
     def __init__(
-        self, me: PeerId, config: LedgerConfig, journal: Journal, board: Board, sessions: Sessions, pushes: Pushes
-    ) -> None:
+        self, me: PeerId, config: LedgerConfig, journal: Journal, board: Board, sessions: Sessions, pushes: Pushes,
+        grants: Grants,
+    ) -> None:  # fmt: skip
         self._me = me
         self._config = config
         self._journal = journal
         self._board = board
         self._sessions = sessions
         self._pushes = pushes
+        self._grants = grants
         self._own = OwnClaims()
+        self._held: dict[Fence, Outcome] = {}  # ends of own claims that wait until this peer has proven its session
         self._running_unknown: dict[Fence, Outcome | None] = {}  # of claims whose rows are not (yet) here
+        self._vanished: dict[TaskId, None] = {}  # own claims of which exec knows nothing: their ends wait, too
+        self._unmet = True  # at the last `announce_again` some that were known at the start were still on the way
         self.adopted = False
         self.ends_of_ended_claims = 0
+        self.results_of_purged_tasks = 0
 
     # ---- inputs
 
@@ -53,15 +61,14 @@ class Runs:
         assert not self.adopted, "adopt is for the start"
         self.adopted = True
         self._running_unknown = dict.fromkeys(fences)
-        for row in self._journal.replica.rows():
-            if any(isinstance(fact, Claim) and fact.peer == self._me for _, fact in row.facts):
-                self._journal.touched[row.task] = None
+        self._journal.touched |= dict.fromkeys(self._board.take_claimed_here())
 
     def claim(self, now: float, task: TaskId, attempt: int) -> None:
         row = self._journal.row(task)
         bid = Claim(attempt=attempt, peer=self._me, seen=row.vector, at=self._journal.wall(now))
-        own = OwnClaim(task, self._journal.write(task, bid), attempt, Waiting(ready=False, pushed_at=now))
+        own = OwnClaim(task, self._journal.write(task, bid), attempt, row.spec.needs, Waiting(False, pushed_at=now, since=now))
         self._own.add(own)
+        self._grants.watch(now, task, own.fence)
         self._journal.after.append(Prepare(Claimed(task=task, fence=own.fence, attempt=attempt, spec=row.spec)))
 
     def leave(self, now: float) -> None:
@@ -86,6 +93,16 @@ class Runs:
         """The peer has merged and committed these writes of mine to the task's row."""
         self._own.acknowledged(peer, task, dots)
 
+    def announce_again(self, now: float) -> dict[Dot, TaskId]:
+        """Claims that others must still acknowledge, to be pushed to who has come: as if they were new, within bounds."""
+        patience = self._pushes.ack_patience(self._config.ack_patience)
+        unmet, self._unmet = self._unmet, self._sessions.all_met_at() > now
+        waiting = [(own, own.state) for own in self._own.all() if isinstance(own.state, Waiting)]
+        for own, state in waiting:
+            only_acks_missed = state.ready and not unmet and now <= state.pushed_at + patience
+            own.state = replace(state, pushed_at=now, since=state.since if only_acks_missed else now)
+        return {own.dot: own.task for own, _ in waiting}
+
     def slow(self, now: float, token: Fence) -> None:
         """Preparing this claim takes a while."""
         own = self._own.get(token)
@@ -98,25 +115,55 @@ class Runs:
         if own is not None and isinstance(own.state, Waiting):
             own.state = replace(own.state, ready=True)
 
-    def ended(self, token: Fence, outcome: Outcome) -> None:
-        """The attempt is over, for whatever reason."""
+    def ended(self, now: float, token: Fence, outcome: Outcome) -> None:
+        """The attempt is over, for whatever reason. A peer that may have slept learns first what has happened meanwhile."""
         own = self._own.get(token)
-        if own is not None:
+        if own is not None and self._sessions.blocked(now):
+            self._held[token] = outcome
+        elif own is not None:
             self._record(own, outcome)
         elif token in self._running_unknown:
             self._running_unknown[token] = outcome  # its row comes with a sync
         else:
             self.ends_of_ended_claims += 1
 
+    def speak_again(self, now: float) -> None:
+        """This peer writes as another actor now: say so of what runs, or others would take it for lost with the old one."""
+        for own in self._own.all():
+            if isinstance(own.state, Running | Stopping):
+                row = self._journal.row(own.task)
+                self._journal.write(own.task, Back(claim=own.dot, seen=row.vector, at=self._journal.wall(now)))
+
+    def purged(self, task: TaskId) -> None:
+        """The task is forgotten: it was over, and whatever this peer still does about it is of no use."""
+        for own in self._own.of(task):
+            self._own.remove(own)
+            self._grants.forget(own.fence)
+            self.results_of_purged_tasks += self._held.pop(own.fence, None) is not None
+            self._journal.after.append(Stop(own.fence, "superseded"))
+        self._vanished.pop(task, None)
+
+    def drop_purged(self) -> None:
+        """Give up claims of this peer that it has written, that exec has, and that no row has: their tasks were purged."""
+        for token, outcome in list(self._running_unknown.items()):
+            if covers(self._journal.replica.vector, split_fence(token)[1]):
+                del self._running_unknown[token]
+                self.results_of_purged_tasks += outcome is not None
+                self._journal.after += [Stop(token, "superseded")] if outcome is None else []
+
     # ---- views
 
-    def rows(self) -> list[Row]:
-        """Of the tasks that this peer has claimed."""
-        return [self._journal.row(own.task) for own in self._own.all()]
+    def claimed(self, task: TaskId) -> bool:
+        """Whether this peer has a claim of the task that has not ended."""
+        return bool(self._own.of(task))
 
-    def unstarted(self) -> dict[Dot, TaskId]:
-        """Claims that others must still acknowledge."""
-        return {own.dot: own.task for own in self._own.all() if isinstance(own.state, Waiting)}
+    def taken(self) -> list[tuple[TaskId, Needs]]:
+        """What this peer has claimed."""
+        return [(own.task, own.needs) for own in self._own.all()]
+
+    def holds_back(self, token: Fence) -> bool:
+        """Whether the end of this claim was reported and will be recorded later."""
+        return token in self._held or self._running_unknown.get(token) is not None
 
     def deadline(self, now: float) -> float:
         """When the next claim can start."""
@@ -127,6 +174,8 @@ class Runs:
             reading = self._reading(own.task)
             assert own.dot in reading.claims and own.dot not in reading.ended, f"{own.fence} is over"
             assert isinstance(own.state, Stopping) or isinstance(own.state, Running) == (own.dot in reading.started)
+            assert not reading.row.voters or isinstance(own.state, Waiting) or own.fence in self._grants
+        assert all(token in self._own for token in self._held), "an end is held back of a claim that has ended"
 
     # ---- what a row means for this peer
 
@@ -152,7 +201,9 @@ class Runs:
             elif known:
                 self._own.add(self._adopt_one(now, task, dot, claim, reading))
                 if outcome is not None:
-                    self._record(self._own.of(task)[-1], outcome)
+                    self.ended(now, token, outcome)
+            elif dot in reading.live and self._sessions.blocked(now):
+                self._vanished[task] = None
             elif dot in reading.live:
                 why = "its peer restarted and found nothing of it"
                 lost = Outcome(kind=EndKind.LOST, reason=why, ended_at=self._journal.wall(now))
@@ -160,13 +211,16 @@ class Runs:
 
     def _adopt_one(self, now: float, task: TaskId, dot: Dot, claim: Claim, reading: Reading) -> OwnClaim:
         if dot in reading.started:
-            return OwnClaim(task, dot, claim.attempt, Running(since=now))
+            self._grants.watch(now, task, fence(claim.attempt, dot))
+            return OwnClaim(task, dot, claim.attempt, reading.row.spec.needs, Running(since=now))
         # What was being prepared when the agent died is given up: exec, which knows it, reports its end in a moment.
-        return OwnClaim(task, dot, claim.attempt, Waiting(ready=False, pushed_at=now))
+        return OwnClaim(task, dot, claim.attempt, reading.row.spec.needs, Waiting(False, pushed_at=now, since=now))
 
     def _review_own(self, now: float, own: OwnClaim, reading: Reading) -> None:
         """Does this claim still hold its task? (Rules 1, 2 and 5.)"""
-        if isinstance(own.state, Stopping):
+        if isinstance(own.state, Waiting) and own.dot in reading.started:
+            self._began_before(now, own)
+        if isinstance(own.state, Stopping) or own.fence in self._held:
             return
         if reading.result is not None:
             self._end(now, own, EndKind.SUPERSEDED, "another attempt has succeeded", stop="superseded")
@@ -180,6 +234,12 @@ class Runs:
             self._end(now, own, EndKind.SUPERSEDED, "the task has failed already", stop="superseded")
         elif reading.holder != own.dot:
             self._end(now, own, EndKind.SUPERSEDED, "another attempt holds the task", stop="superseded")
+
+    def _began_before(self, now: float, own: OwnClaim) -> None:
+        """The database had been set back: others bring what this peer wrote when it started the claim."""
+        own.state = Running(since=now)
+        if own.fence not in self._grants:
+            self._grants.watch(now, own.task, own.fence)
 
     def _answer_lost(self, now: float, own: OwnClaim, running: Running, reading: Reading) -> None:
         """Others believed this running claim lost. It goes on, unless this machine slept while a later one got going."""
@@ -197,17 +257,34 @@ class Runs:
             if self._start_at(now, own) <= now:
                 self._journal.write(own.task, Started(claim=own.dot, at=self._journal.wall(now)))
                 own.state = Running(since=now)
-                self._journal.after.append(Start(own.fence))
+                self._journal.after += [*self._grants.keep(own.fence), Start(own.fence)]
+            elif not isinstance(own.state, Waiting):
+                self._journal.after += self._grants.keep(own.fence)
+
+    def end_held_back(self, now: float) -> None:
+        """Record the ends that had to wait, and give up what voters will not let start."""
+        if self._sessions.blocked(now):
+            return
+        self._journal.touched |= self._vanished
+        self._vanished = {}
+        held, self._held = self._held, {}
+        for token, outcome in held.items():
+            self.ended(now, token, outcome)
+        for own in self._own.all():
+            if isinstance(own.state, Waiting) and not self._grants.possible(own.fence):
+                why = "a majority of its voters has granted another attempt, or is not there"
+                self._end(now, own, EndKind.RELEASED, why, stop="released")
 
     def _start_at(self, now: float, own: OwnClaim) -> float:
         """When the claim starts without all acks; now or earlier with all of them; never while it must not start."""
         if not isinstance(own.state, Waiting) or not own.state.ready or self._sessions.blocked(now):
             return inf
-        if self._reading(own.task).holder != own.dot:
+        if self._reading(own.task).holder != own.dot or not self._grants.may_start(now, own.fence):
             return inf
-        if all(peer in own.acked for peer in self._sessions.alive):
-            return own.state.pushed_at
-        return own.state.pushed_at + self._pushes.ack_patience(self._config.ack_patience)
+        acked = all(peer in own.acked for peer in self._sessions.alive)
+        patience = 0.0 if acked else self._pushes.ack_patience(self._config.ack_patience)
+        patient_until = min(own.state.pushed_at + patience, own.state.since + PATIENCES_MAX * patience)
+        return max(patient_until, self._sessions.all_met_at())
 
     def _stop(self, own: OwnClaim, kind: EndKind, reason: str, *, stop: str) -> None:
         """Have it ended; its end is recorded when exec reports it."""
@@ -215,7 +292,13 @@ class Runs:
         self._journal.after.append(Stop(own.fence, stop))
 
     def _end(self, now: float, own: OwnClaim, kind: EndKind, reason: str, *, stop: str) -> None:
-        """Record its end at once and have whatever there is of it stopped."""
+        """Record its end at once and have whatever there is of it stopped.
+
+        Where voters wait for that end before they grant another claim, it must be true: then what runs is stopped first.
+        """
+        if own.fence in self._grants and isinstance(own.state, Running):
+            self._stop(own, kind, reason, stop=stop)
+            return
         self._journal.after.append(Stop(own.fence, stop))
         blameless = kind is EndKind.RELEASED
         self._write_end(own, Outcome(kind=kind, reason=reason, ended_at=self._journal.wall(now), blameless=blameless))
@@ -236,6 +319,8 @@ class Runs:
         if 2 * row_bytes(row) + len(codec.encode(outcome)) > ROW_BYTES_MAX:  # the row must keep room for its later attempts
             outcome = replace(outcome, outputs=())
         self._own.remove(own)
+        self._held.pop(own.fence, None)
+        self._grants.forget(own.fence)
         self._journal.write(own.task, Ended(claim=own.dot, outcome=outcome))
 
     def _reading(self, task: TaskId) -> Reading:

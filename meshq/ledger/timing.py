@@ -20,10 +20,15 @@ class LedgerConfig:
     sync_timeout: float = 10.0
     stall_max: float = 5.0  # a longer stall (or one longer than the grace) must be answered by re-validation
     validation_max: float = 30.0  # without any answer for so long (TCP is blocked, UDP is not) a peer goes on unvalidated
+    join_max: float = 600.0  # for the first sync, while rows come: 200,000 of them over a poor line
     quorum_window: float = 600.0  # members alive within it are counted when a peer asks whether it is cut off
-    backoff_max: float = 600.0  # a week of them stays within what a row may hold
+    backoff_max: float = 600.0  # what has filled its row (5 peers: in a week) is not tried again: `Board._is_full`
+    grant_ttl: float = 30.0  # of a vote under `--on-isolation stop`; failover of such tasks takes so much longer
+    grant_renew: float = 5.0  # three renewals in a row may fail before the shim begins to stop the task
 
 
 LAN: Final = LedgerConfig()
-WAN: Final = LedgerConfig(grace=20.0, ack_patience=2.0)  # detection alone takes about 20 s at 5 s probes
-FAST: Final = LedgerConfig(grace=2.0, validation_max=10.0)
+WAN: Final = LedgerConfig(  # detection alone takes about 20 s at 5 s probes
+    grace=20.0, ack_patience=2.0, grant_ttl=60.0, grant_renew=10.0
+)  # fmt: skip
+FAST: Final = LedgerConfig(grace=2.0, validation_max=10.0, grant_ttl=15.0, grant_renew=2.0)

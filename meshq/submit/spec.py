@@ -60,11 +60,6 @@ def build(
     needs = _needs(options)
     variables = _variables(options.env, environ)
     isolation = _choice(options.on_isolation, [each.value for each in Isolation], "--on-isolation")
-    if isolation == Isolation.STOP.value:
-        raise UsageError(
-            "--on-isolation stop is not possible yet",
-            "leave it out: a machine that is cut off goes on, and one result is chosen",
-        )
     _choice(options.manager, MANAGERS, "--manager")
     config.check_name(options.queue, "--queue")
     name = config.check_name(options.name, "--name") if options.name is not None else _default_name(options)

@@ -43,13 +43,9 @@ class Copy:
 
     async def write_output(self, file: OutputFile, chunks: AsyncIterator[bytes]) -> None:
         """Write one output file; PeerError if it is not what the manifest says."""
-        target = self._folder / "outputs" / file.path
-        if not target.resolve().is_relative_to(self._folder.resolve()):
-            raise PeerError(f"the output {file.path!r} would leave its folder")
-        target.parent.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256()
         size = 0
-        with target.open("xb") as out:
+        with await asyncio.to_thread(self._open_output, file.path) as out:
             async for chunk in chunks:
                 size += len(chunk)
                 if size > file.bytes:
@@ -59,6 +55,13 @@ class Copy:
             await asyncio.to_thread(_sync, out)
         if digest.hexdigest() != file.sha256:
             raise PeerError(f"the output {file.path!r} is not what its manifest says")
+
+    def _open_output(self, path: str) -> BinaryIO:
+        target = self._folder / "outputs" / path
+        if not target.resolve().is_relative_to(self._folder.resolve()):
+            raise PeerError(f"the output {path!r} would leave its folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target.open("xb")
 
     def finish(self, place: Path) -> None:
         """It is whole: bring it to the disk and to its place."""
@@ -84,8 +87,8 @@ class AttemptFiles:
         folders = (parent / fence for parent in (self._home.attempts, self._home.kept))
         return next((folder for folder in folders if folder.is_dir()), None)
 
-    def has(self, fence: Fence) -> bool:
-        return self.folder(fence) is not None
+    async def has(self, fence: Fence) -> bool:
+        return await asyncio.to_thread(self.folder, fence) is not None
 
     def _require(self, fence: Fence) -> Path:
         folder = self.folder(fence)
@@ -102,7 +105,7 @@ class AttemptFiles:
 
         The first chunk is empty and comes at once: it says where the log begins, and that it is here.
         """
-        folder = self._require(fence)
+        folder = await asyncio.to_thread(self._require, fence)
         path = folder / "log"
         if tail is not None:
             offset = await asyncio.to_thread(logs.tail_offset, path, tail)
@@ -125,7 +128,7 @@ class AttemptFiles:
 
     async def output(self, fence: Fence, path: str) -> AsyncIterator[bytes]:
         """The bytes of one output. TaskFailed if there is no such plain file inside the outputs folder."""
-        folder = self._require(fence)
+        folder = await asyncio.to_thread(self._require, fence)
         descriptor = await asyncio.to_thread(outputs.open_output, folder / "outputs", path)
         with os.fdopen(descriptor, "rb") as file:
             while chunk := await asyncio.to_thread(file.read, 2**20):
@@ -141,7 +144,7 @@ class AttemptFiles:
             yield copy
             await asyncio.to_thread(copy.finish, self._home.kept / fence)
         except BaseException:
-            copy.abandon()
+            await asyncio.shield(asyncio.to_thread(copy.abandon))
             raise
 
     def _begin_copy(self, fence: Fence, manifest: Manifest) -> Copy:

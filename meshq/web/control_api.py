@@ -21,6 +21,7 @@ from meshq.web.desk import Desk
 from meshq.web.following import parse_position
 from meshq.web.gate import Handler, read_capped
 from meshq.web.streams import answer_in_chunks
+from meshq.web.submitting import parse_copies
 
 log = logging.getLogger("meshq.web")
 
@@ -63,6 +64,10 @@ class ControlApi:
                 web.get("/v1/tasks/{task}/outputs/{path:[\\s\\S]+}", self._output),
                 web.post("/v1/tasks/{task}/cancel", self._cancel),
                 web.post("/v1/tasks/{task}/retry", self._retry),
+                web.post("/v1/tasks/{task}/move", self._move),
+                web.get("/v1/queues", self._queues),
+                web.get("/v1/queues/{queue}", self._show_queue),
+                web.post("/v1/queues/{queue}/{step:create|delete|pause|resume|clear}", self._change_queue),
                 web.post("/v1/objects/missing", self._missing),
                 web.post("/v1/objects", self._put),
                 web.post("/v1/leave", self._leave),
@@ -107,7 +112,8 @@ class ControlApi:
         document = await _read_json(request)
         if not isinstance(document, dict) or not isinstance(document.get("specs"), list):
             raise UsageError("a submit needs `specs`")
-        answer = await self._desk.submit(request[_USER], document["specs"], hold=document.get("hold") is True)
+        copies, hold = parse_copies(document.get("copies", 1)), document.get("hold") is True
+        answer = await self._desk.submit(request[_USER], document["specs"], hold=hold, copies=copies)
         return web.json_response(answer)
 
     async def _show(self, request: web.Request) -> web.Response:
@@ -140,6 +146,34 @@ class ControlApi:
 
     async def _retry(self, request: web.Request) -> web.Response:
         return web.json_response(await self._desk.retry(request[_USER], request.match_info["task"]))
+
+    async def _move(self, request: web.Request) -> web.Response:
+        document = await _read_json(request)
+        place, target = (document.get(name, "") if isinstance(document, dict) else None for name in ("place", "target"))
+        if not isinstance(place, str) or not isinstance(target, str):
+            raise UsageError("a move needs `place`, and `before` and `to` a `target`")
+        return web.json_response(await self._desk.queues.move(request.match_info["task"], place, target))
+
+    async def _queues(self, request: web.Request) -> web.Response:
+        return web.json_response(self._desk.queues.all())
+
+    async def _show_queue(self, request: web.Request) -> web.Response:
+        return web.json_response(self._desk.queues.show(request.match_info["queue"]))
+
+    async def _change_queue(self, request: web.Request) -> web.Response:
+        queues, queue, uid = self._desk.queues, request.match_info["queue"], request[_USER]
+        match request.match_info["step"]:
+            case "create":
+                answer = await queues.create(uid, queue)
+            case "delete":
+                answer = await queues.delete(queue)
+            case "pause":
+                answer = await queues.pause(uid, queue)
+            case "resume":
+                answer = await queues.resume(queue)
+            case _:
+                answer = await queues.clear(uid, queue)
+        return web.json_response(answer)
 
     async def _missing(self, request: web.Request) -> web.Response:
         document = await _read_json(request, bytes_max=config.SOURCE_FILES_MAX * 64)

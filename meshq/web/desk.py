@@ -7,18 +7,18 @@ decides nothing about placement or claims: that is the ledger's.
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from meshq import codec, config
+from meshq import codec
 from meshq.errors import MalformedData, TaskFailed, UsageError
 from meshq.exec.objects import ObjectStore
 from meshq.ids import Fence, ObjectId, PeerId, TaskId, is_object_id, is_task_id
-from meshq.ledger import holder, placement
-from meshq.ledger.rendezvous import claimants
+from meshq.ledger import holder
 from meshq.ledger.row import Row
 from meshq.ledger.shell import LedgerShell
 from meshq.peers import Peers, is_alive
@@ -30,15 +30,12 @@ from meshq.web.changes import Changes
 from meshq.web.documents import Document, PeerFacts
 from meshq.web.following import Follower, Position, first_attempt
 from meshq.web.key_steps import KeySteps
+from meshq.web.queues import QueueSteps
 from meshq.web.spec_check import check_spec
+from meshq.web.submitting import Copies, Submitting
 from meshq.web.transfer import Transfers
 
 log = logging.getLogger("meshq.web")
-
-COPIES_WANTED: Final = 3  # other peers that a source is brought to before the id is given out
-ACK_SECONDS: Final = 3.0  # for a live peer to confirm; after it the answer says where the task is so far
-ON_ITS_WAY: Final = "the code is still on its way"
-OTHERS_SECONDS: Final = 0.5  # from then on for as many as are wanted: who takes longer is named, too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +56,7 @@ class AgentHooks:
     doctor: Callable[[], Any]  # awaitable document
     leave: Callable[[bool, float | None], Any]  # awaitable
     failure: Callable[[PeerId], str]  # why the last request to this peer got no answer; empty if it got one
+    on_acked: Callable[[Sequence[TaskId], Sequence[str]], None]  # these tasks are stored at the peers of these names
 
 
 class Desk:
@@ -77,7 +75,13 @@ class Desk:
         self.keys = keys
         self._hooks = hooks
         self._clock = clock
-        self._statuses: dict[TaskId, tuple[Row, Status]] = {}
+        self._submitting = Submitting(
+            home=Path(facts.home), peers=peers, ledger=ledger, objects=objects, transfers=transfers, changes=changes,
+            failure=hooks.failure, on_acked=hooks.on_acked,
+        )  # fmt: skip
+        self.queues = QueueSteps(
+            peers=peers, ledger=ledger, documents=self._queue_documents, resolve=self._resolve, shown=self._summary,
+        )  # fmt: skip
 
     # -- views ------------------------------------------------------------------------------------------------------
 
@@ -107,37 +111,28 @@ class Desk:
     def status(self) -> Document:
         facts = self._hooks.peer_facts()
         alive = [each for each in facts if is_alive(each.member)]
-        serving: dict[str, int] = {}
-        for each in alive:
-            for queue in each.telemetry.queues:
-                serving[queue] = serving.get(queue, 0) + 1
         return {
             "mesh": self._mesh() | {"peers_alive": len(alive), "peers_known": len(facts)},
             "peers": self.peers(),
-            "queues": documents.queue_documents(self._rows_with_status(), serving, time.time()),
+            "queues": self._queue_documents(),
         }
 
-    def _rows_with_status(self) -> list[tuple[Row, Status]]:
-        """Statuses are derived; a row that did not change since the last look keeps its own."""
-        found: dict[TaskId, tuple[Row, Status]] = {}
-        for row in self._ledger.core.tasks():
-            known = self._statuses.get(row.task)
-            found[row.task] = known if known is not None and known[0] is row else (row, holder.status(row))
-        self._statuses = found
-        return list(found.values())
+    def _queue_documents(self) -> list[Document]:
+        serving = Counter(queue for each in self._peers.members() if is_alive(each) for queue in self._queues_of(each.peer))
+        return documents.queue_documents(self._ledger.core.catalog, serving, time.time(), self._ledger.core.settings)
+
+    def _queues_of(self, peer: PeerId) -> tuple[str, ...]:
+        return self._peers.telemetry(peer).queues
 
     def tasks(self, *, queue: str | None, status: str | None, user: str | None, limit: int) -> list[Document]:
         if status is not None and status not in {each.value for each in Status}:
             raise UsageError(f"--status: {status!r} is none of {', '.join(each.value for each in Status)}")
-        rows = [
-            row
-            for row, derived in self._rows_with_status()
-            if (queue is None or row.queue.value == queue)
-            and (status is None or derived.value == status)
-            and (user is None or row.spec.submitted_by.split("@")[0] == user)
-        ]
-        rows.sort(key=lambda row: (row.spec.submitted_at, row.position.value, row.birth), reverse=True)
-        return [documents.task_summary(row, self._peers.name, **self._place(row)) for row in rows[:limit]]
+        asked = Status(status) if status is not None else None
+        newest = self._ledger.core.catalog.newest(limit, queue=queue, status=asked, user=user)
+        return [self._summary(self._row(task)) for task in newest]
+
+    def _summary(self, row: Row) -> Document:
+        return documents.task_summary(row, self._peers.name, **self._place(row))
 
     def show(self, reference: str) -> Document:
         row = self._resolve(reference)
@@ -167,64 +162,12 @@ class Desk:
     async def put_objects(self, frames: Any) -> int:
         return await asyncio.to_thread(self._objects.put, frames)
 
-    async def submit(self, uid: int, plain_specs: Sequence[object], *, hold: bool) -> Document:
+    async def submit(self, uid: int, plain_specs: Sequence[object], *, hold: bool, copies: Copies = 1) -> Document:
         """Store the tasks, here and elsewhere, and say where. Nothing is stored if any of them is refused."""
         specs = [self._complete_spec(uid, plain) for plain in plain_specs]
         if not specs:
             raise UsageError("nothing to submit")
-        return await self._store(specs, hold)
-
-    async def _store(self, specs: Sequence[TaskSpec], hold: bool) -> Document:
-        config.check_room(Path(self._facts.home), "submitting")
-        if not hold:  # before the source travels; the ledger checks again when it stores
-            for spec in specs:
-                placement.check_placeable(spec, self._peers.views().values())
-        commits = list(dict.fromkeys(spec.source.commit for spec in specs if spec.source.commit is not None))
-        for commit in commits:
-            if not await asyncio.to_thread(self._objects.complete, commit):
-                raise UsageError(f"the source {commit[:8]} is not complete", "upload its objects before the task")
-        having, lacking = await self._push_sources(commits)
-        ids = await self._ledger.submit(specs, hold)
-        holders, late = await self._wait_for_copies(ids, having)
-        missing = lacking | {peer: why for peer in having if peer not in holders and (why := self._hooks.failure(peer) or late)}
-        alive, name = self._peers.others_alive(), self._peers.name
-        return {
-            "id": ids[0],
-            "ids": list(ids),
-            "name": specs[0].name,
-            "queue": specs[0].queue,
-            "stored_on": [name(peer) for peer in (self._peers.me, *holders)],
-            "not_stored_on": [{"name": name(peer), "reason": why} for peer, why in missing.items() if peer in alive],
-        }
-
-    async def _push_sources(self, commits: Sequence[ObjectId]) -> tuple[list[PeerId], dict[PeerId, str]]:
-        """The peers that have every source now (without sources, all that are alive), and why others that should don't."""
-        others = self._peers.others_alive()
-        if not commits:
-            return others, {}
-        targets = claimants(TaskId(commits[0]), 1, others)[:COPIES_WANTED]
-        having, failed = list(targets), dict[PeerId, str]()
-        for commit in commits:
-            reached, missed = await self._transfers.push_source(commit, targets)
-            having, failed = [peer for peer in having if peer in reached], failed | missed
-        without = [peer for peer in targets if peer not in having]
-        return having, {peer: failed.get(peer) or self._hooks.failure(peer) or ON_ITS_WAY for peer in without}
-
-    async def _wait_for_copies(self, ids: Sequence[TaskId], having: Sequence[PeerId]) -> tuple[list[PeerId], str]:
-        """Wait until one of the peers that have the source confirmed the row, too, and a moment for the next; all that did.
-        Also what is wrong with the others, if no more is known than that they took too long."""
-        deadline = time.monotonic() + ACK_SECONDS
-        first = True
-        while True:
-            stored = [peer for peer in having if all(peer in self._ledger.core.stored_on(task) for task in ids)]
-            if stored and first:
-                first, deadline = False, min(deadline, time.monotonic() + OTHERS_SECONDS)
-            left = deadline - time.monotonic()
-            if len(stored) >= min(len(having), COPIES_WANTED):
-                return stored, ""
-            if left <= 0:
-                return stored, "no answer yet"
-            await self._changes.wait(ids[0], left)
+        return await self._submitting.store(specs, hold=hold, copies=copies)
 
     def _complete_spec(self, uid: int, plain: object) -> TaskSpec:
         try:
@@ -256,8 +199,9 @@ class Desk:
             submitted_at=time.time(),
             submitted_peer=me,
             retry_of=row.task,
+            request="",
         )
-        return await self._store([spec], hold=False)
+        return await self._submitting.store([spec], hold=False)
 
     async def cancel(self, uid: int, reference: str) -> Document:
         row = self._resolve(reference)
@@ -341,12 +285,11 @@ class Desk:
         if is_task_id(reference) and (exact := self._ledger.core.row(TaskId(reference))) is not None:
             found: Row = exact
             return found
-        rows = list(self._ledger.core.tasks())
-        named = [row for row in rows if row.spec.name == reference]
-        matching = named or [row for row in rows if reference and row.task.startswith(reference)]
+        core = self._ledger.core
+        matching = core.catalog.named(reference) or tuple(core.starting_with(reference) if reference else ())
         if not matching:
             raise UsageError(f"there is no task {reference!r}", "`meshq tasks` lists them")
         if len(matching) > 1:
-            ids = ", ".join(sorted(row.task for row in matching)[:10])
+            ids = ", ".join(matching[:10])
             raise UsageError(f"{reference!r} means {len(matching)} tasks: {ids}", "give more of the id")
-        return matching[0]
+        return self._row(matching[0])

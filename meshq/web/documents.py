@@ -3,7 +3,7 @@
 Times are ISO 8601 in UTC, unknown is null, peers appear by their names. Fields may be added, none renamed or removed.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, assert_never
@@ -13,7 +13,9 @@ from meshq.gossip.connectivity import Connectivity
 from meshq.gossip.member import Address, Liveness, Member
 from meshq.ids import Dot, PeerId, split_fence
 from meshq.ledger import holder
+from meshq.ledger.catalog import Catalog
 from meshq.ledger.row import Row
+from meshq.ledger.settings import DELETED, NOTHING_SET, Settings, queues_with
 from meshq.task import EndKind, Gpu, Outcome, Status, Telemetry
 
 UNKNOWN_LINK: Final = Connectivity(udp=None, tcp=None, address=None, rtt=None, heard_seconds=None)
@@ -111,24 +113,34 @@ def _or_null(texts: Mapping[str, str]) -> Document:
     return {name: text or None for name, text in texts.items()}
 
 
-def queue_documents(rows: Iterable[tuple[Row, Status]], serving: Mapping[str, int], wall: float) -> list[Document]:
-    """One for each queue that a live peer serves (`serving`: how many) or that has tasks."""
-    counts: dict[str, dict[Status, int]] = {name: {} for name in serving}
-    oldest: dict[str, float] = {}
-    for row, status in rows:
-        name = row.queue.value
-        counted = counts.setdefault(name, {})
-        counted[status] = counted.get(status, 0) + 1
-        if status is Status.QUEUED:
-            oldest[name] = min(oldest.get(name, wall), row.spec.submitted_at)
-    return [_queue_document(name, counts[name], serving.get(name, 0), oldest.get(name), wall) for name in sorted(counts)]
+def queue_documents(listed: Catalog, serving: Mapping[str, int], wall: float, said: Settings = NOTHING_SET) -> list[Document]:
+    """One for each queue that a live peer serves (`serving`: how many), that has tasks, or that was created or paused.
+
+    A queue that was deleted shows up again only while something waits or runs in it.
+    """
+    created, paused = queues_with(said, "created"), queues_with(said, "paused")
+    counts: dict[str, Mapping[Status, int]] = {name: {} for name in serving}
+    counts |= {name: {} for found in (created, paused) for name, by in found.items() if by != DELETED}
+    kept = frozenset(counts)
+    counts |= listed.counts()
+    oldest = listed.oldest_queued()
+    deleted = {name for name, by in created.items() if by == DELETED and name not in kept}
+    shown = sorted(name for name in counts if name not in deleted or not all(status.final for status in counts[name]))
+    return [
+        _queue_document(name, counts[name], serving.get(name, 0), oldest.get(name), wall) | _pause(paused.get(name, DELETED))
+        for name in shown
+    ]
+
+
+def _pause(by: str) -> Document:
+    return {"paused": by != DELETED, "paused_by": by or None}
 
 
 def _queue_document(name: str, counted: Mapping[Status, int], peers: int, oldest: float | None, wall: float) -> Document:
     running = (Status.CLAIMED, Status.PREPARING, Status.RUNNING)
     return {
         "name": name,
-        "paused": False,
+        "paused": False,  # see `_pause`
         "queued": counted.get(Status.QUEUED, 0) + counted.get(Status.WAITING, 0),
         "running": sum(counted.get(status, 0) for status in running),
         "succeeded": counted.get(Status.SUCCEEDED, 0),

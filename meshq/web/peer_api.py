@@ -19,8 +19,10 @@ from meshq.gossip import streams
 from meshq.gossip.transport import GossipShell
 from meshq.gossip.wire import PACKET_PLAIN_BYTES_MAX
 from meshq.ids import ACTOR_PEER_CHARS, Fence, PeerId, actor_peer_prefix, is_fence, split_fence
-from meshq.ledger.effects import Push, SyncRequest
+from meshq.ledger.effects import GrantRequest, Push
+from meshq.ledger.grants import ASKS_MAX
 from meshq.ledger.shell import LedgerShell
+from meshq.ledger.transfer import QUESTION_BYTES_MAX, decode_question
 from meshq.pieces import CONTENT_TYPE
 from meshq.web.attempt_files import AttemptFiles
 from meshq.web.gate import Handler, RequestLimiter, peer_of_request, read_capped
@@ -32,6 +34,7 @@ from meshq.web.wire import CommitRequest, ObjectIds, encode_chunk
 log = logging.getLogger("meshq.web")
 
 PUSH_BYTES_MAX: Final = 4 * config.SYNC_BYTES_MAX  # a batch of submits; each spec has its own cap
+GRANTS_BYTES_MAX: Final = 256 * ASKS_MAX  # a task's id, a fence, a number
 _PEER = web.RequestKey("peer", str)
 
 
@@ -64,6 +67,7 @@ class PeerApi:
                 web.post(RING_PATH, self._keys.handle_request),
                 web.post("/ledger/push", self._push),
                 web.post("/ledger/sync", self._sync),
+                web.post("/ledger/grants", self._grants),
                 web.post("/objects/of", self._objects_of),
                 web.post("/objects/missing", self._objects_missing),
                 web.post("/objects/put", self._objects_put),
@@ -109,10 +113,15 @@ class PeerApi:
         return web.Response(body=codec.encode(reply))
 
     async def _sync(self, request: web.Request) -> web.Response:
-        body = await read_capped(request, config.SYNC_BYTES_MAX)
-        question = codec.decode(SyncRequest, body, bytes_max=config.SYNC_BYTES_MAX)
-        page = await self._ledger.sync(PeerId(request[_PEER]), question)
-        return web.Response(body=await asyncio.to_thread(codec.encode, page))
+        question = decode_question(await read_capped(request, QUESTION_BYTES_MAX))
+        answer = await self._ledger.sync(PeerId(request[_PEER]), question)
+        return web.Response(body=await asyncio.to_thread(codec.encode, answer))
+
+    async def _grants(self, request: web.Request) -> web.Response:
+        body = await read_capped(request, GRANTS_BYTES_MAX)
+        question = codec.decode(GrantRequest, body, bytes_max=GRANTS_BYTES_MAX)
+        reply = await self._ledger.grant(PeerId(request[_PEER]), question)
+        return web.Response(body=codec.encode(reply))
 
     async def _objects_of(self, request: web.Request) -> web.Response:
         question = codec.decode(CommitRequest, await read_capped(request, 256), bytes_max=256)
@@ -151,7 +160,7 @@ class PeerApi:
         return ids
 
     async def _log(self, request: web.Request) -> web.StreamResponse:
-        fence = self._local_fence(request)
+        fence = await self._local_fence(request)
         tail = request.query.get("tail")
         if tail is not None and not (tail.isdecimal() and len(tail) < 10):
             raise PeerError("`tail` is no number")
@@ -163,11 +172,11 @@ class PeerApi:
         return await answer_in_chunks(request, (encode_chunk(chunk) async for chunk in chunks), kind=CONTENT_TYPE)
 
     async def _outputs(self, request: web.Request) -> web.Response:
-        manifest = await asyncio.to_thread(self._files.manifest, self._local_fence(request))
+        manifest = await asyncio.to_thread(self._files.manifest, await self._local_fence(request))
         return web.Response(body=codec.encode(manifest))
 
     async def _output(self, request: web.Request) -> web.StreamResponse:
-        return await answer_in_chunks(request, self._files.output(self._local_fence(request), request.match_info["path"]))
+        return await answer_in_chunks(request, self._files.output(await self._local_fence(request), request.match_info["path"]))
 
     async def _keep(self, request: web.Request) -> web.Response:
         fence = request.match_info["fence"]
@@ -176,14 +185,14 @@ class PeerApi:
         runner = PeerId(request[_PEER])
         if actor_peer_prefix(split_fence(fence)[1].actor) != runner[:ACTOR_PEER_CHARS]:
             raise PeerError("this attempt is another peer's")  # a copy is believed where its runner does not answer
-        if not self._files.has(Fence(fence)):
+        if not await self._files.has(Fence(fence)):
             await self._transfers.keep_copy(Fence(fence), runner)
         return web.Response(body=b"")
 
-    def _local_fence(self, request: web.Request) -> Fence:
+    async def _local_fence(self, request: web.Request) -> Fence:
         """The fence in the path; 404 if nothing of it is here, so that the asker goes on to the next peer."""
         fence = request.match_info["fence"]
-        if not is_fence(fence) or not self._files.has(Fence(fence)):
+        if not is_fence(fence) or not await self._files.has(Fence(fence)):
             raise TaskFailed("no such attempt here")
         return Fence(fence)
 

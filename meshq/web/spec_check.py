@@ -12,15 +12,14 @@ def check_spec(spec: TaskSpec) -> TaskSpec:
     """The same spec, or UsageError: what every peer relies on, however the task was submitted."""
     config.check_name(spec.name, "the task's name")
     config.check_name(spec.queue, "--queue")
+    config.check_name(spec.request or "none", "the token of the request")
     if not spec.argv or sum(len(arg.encode()) + 1 for arg in spec.argv) > config.ARGV_BYTES_MAX:
         raise UsageError(f"the command has no words or more than {config.ARGV_BYTES_MAX} bytes")
     if any("\0" in arg for arg in spec.argv):
         raise UsageError("the command has a NUL in it")
     _check_env(spec.env)
-    if spec.isolation != Isolation.CONTINUE.value:
-        raise UsageError(
-            f"--on-isolation {spec.isolation} is not possible yet", "it is a promise that needs voters: leave it out"
-        )
+    if spec.isolation not in {each.value for each in Isolation}:
+        raise UsageError(f"--on-isolation: {spec.isolation[:64]!r} is none of the choices", "choose continue or stop")
     if not 0 <= spec.retries <= config.RETRIES_MAX:
         raise UsageError(f"--retries: {spec.retries} is not between 0 and {config.RETRIES_MAX}")
     if abs(spec.priority) > config.PRIORITY_MAX:

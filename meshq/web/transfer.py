@@ -8,7 +8,7 @@ peer that keeps a copy; a reader asks the runner first and then everybody else.
 import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 from urllib.parse import quote
@@ -32,6 +32,7 @@ IDS_BYTES_MAX: Final = config.SOURCE_FILES_MAX * 64
 FRAMES_BYTES_MAX: Final = config.SOURCE_FILE_BYTES_MAX + config.OBJECTS_BATCH_BYTES
 SMALL_SOURCE_OBJECTS: Final = 16  # sent without asking first what is missing: one round trip less
 TRANSFER_SECONDS: Final = 300.0
+LOOK_AGAIN_SECONDS: Final = 1.0  # at who is still alive, while sources are brought to others
 OTHER_COPIES_SECONDS: Final = 0.2  # how long a submit waits for further copies once one other peer has the source
 
 
@@ -52,21 +53,29 @@ class Transfers:
             loop_task.cancel()
         await asyncio.gather(*self._pushing, return_exceptions=True)
 
-    async def push_source(self, commit: ObjectId, targets: Sequence[PeerId]) -> tuple[list[PeerId], dict[PeerId, str]]:
-        """Bring the commit to these peers; the answer is those that have it durably now, one at least if any can be reached,
-        and those that do not get it, with the reason.
+    async def push_source(
+        self, commit: ObjectId, targets: Sequence[PeerId], enough: int = 1
+    ) -> tuple[list[PeerId], dict[PeerId, str]]:
+        """Bring the commit to these peers; the answer is those that have it durably now, `enough` at least if so many can be
+        reached, and those that do not get it, with the reason.
 
-        A peer that hangs does not hold up the answer: it is served beside, for as long as that takes.
+        A peer that hangs does not hold up the answer: it is served beside, for as long as that takes. Nobody waits for one that
+        is not alive any more, whatever its connection still promises.
         """
         ids = await asyncio.to_thread(self._objects.reachable, commit)
         having: list[PeerId] = []
         failed: dict[PeerId, str] = {}
-        pushing = {self._track(self._push_to(target, ids, commit, having, failed)) for target in targets}
-        while pushing and not having:
-            _, pushing = await asyncio.wait(pushing, return_when=asyncio.FIRST_COMPLETED)
-        if pushing:
-            await asyncio.wait(pushing, timeout=OTHER_COPIES_SECONDS)
+        pushing = {target: self._track(self._push_to(target, ids, commit, having, failed)) for target in targets}
+        while len(having) < enough and (hopeful := self._still_under_way(pushing)):
+            await asyncio.wait(hopeful, timeout=LOOK_AGAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if rest := self._still_under_way(pushing):
+            await asyncio.wait(rest, timeout=OTHER_COPIES_SECONDS)
         return list(having), dict(failed)
+
+    def _still_under_way(self, pushing: Mapping[PeerId, asyncio.Task[None]]) -> list[asyncio.Task[None]]:
+        """To those that are alive."""
+        alive = self._others()
+        return [loop_task for target, loop_task in pushing.items() if not loop_task.done() and target in alive]
 
     def _track(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         loop_task = asyncio.get_running_loop().create_task(work, name="push source")
@@ -148,7 +157,7 @@ class Transfers:
         With `follow` from its runner alone, until the attempt ends: as long as it runs nobody else has any of it. TaskFailed if
         that breaks off before the end.
         """
-        if self._files.has(fence):
+        if await self._files.has(fence):
             async for chunk in self._files.log(fence, offset=offset, tail=tail, follow=follow):
                 yield chunk
             return
@@ -177,7 +186,7 @@ class Transfers:
 
     async def manifest(self, fence: Fence, runner: PeerId) -> Manifest:
         """The output files of an attempt that ended."""
-        if self._files.has(fence):
+        if await self._files.has(fence):
             return await asyncio.to_thread(self._files.manifest, fence)
         async with self._first_that_has(f"/attempts/{fence}/outputs", runner) as chunks:
             data = bytearray()
@@ -190,7 +199,7 @@ class Transfers:
     @asynccontextmanager
     async def output(self, fence: Fence, runner: PeerId, path: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """The bytes of one output file."""
-        if self._files.has(fence):
+        if await self._files.has(fence):
             yield self._files.output(fence, path)
             return
         async with self._first_that_has(f"/attempts/{fence}/outputs/{quote(path)}", runner) as chunks:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 
-from benches import failover, gossip, idle, packets, start, status
+from benches import failover, gossip, idle, ledger, packets, reconcile, start, status
 from benches.measured import Figure, machine
 from meshq.errors import MeshqError
 
@@ -14,6 +14,8 @@ BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "idle": idle.measure,
     "failover": failover.measure,
     "packets": packets.measure,
+    "ledger": ledger.measure,
+    "reconcile": reconcile.measure,
 }
 WITH_OPTIONS: dict[str, Callable[[Sequence[str]], list[Figure]]] = {"gossip": gossip.measure}
 """They take long or need root, so they are not among `all`; given alone they take options."""

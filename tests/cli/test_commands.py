@@ -403,6 +403,36 @@ def test_submit_names_in_one_line_who_is_alive_and_took_no_copy(meshq: Meshq, ag
     assert "\x1b" not in note
 
 
+@pytest.mark.parametrize(
+    ("voters", "sentence"),
+    [
+        (["lab-1"], "warning: it runs only while lab-1 agrees, the only machine there is now: without it"),
+        (["lab-1", "lab-2"], "warning: it runs only while lab-1 and lab-2 agree: losing either of them stops it"),
+        (["lab-1", "lab-2", "lab-3"], "note: it runs only while 2 of 3 machines agree (lab-1, lab-2, lab-3): one"),
+    ],
+)
+def test_submit_says_on_whom_a_task_depends_that_stops_in_isolation(
+    meshq: Meshq, agent: SmallAgent, voters: list[str], sentence: str
+) -> None:
+    an_agent_that_stores(agent, "lab-1", "lab-2")
+    agent.set("POST /v1/tasks", submitted(["lab-1", "lab-2"]) | {"voters": voters})
+    done = meshq("submit", "--on-isolation", "stop", "--json", "--", "true")
+    assert (done.returncode, json.loads(done.stdout)["voters"]) == (0, voters)
+    assert " ".join(done.stderr.decode().split()).startswith(sentence)
+    [body] = [json.loads(body) for request, body in agent.requests if request == "POST /v1/tasks"]
+    assert body["specs"][0]["isolation"] == "stop"
+
+
+def test_submit_asks_for_as_many_copies_as_wanted_and_says_when_there_are_fewer(meshq: Meshq, agent: SmallAgent) -> None:
+    an_agent_that_stores(agent, "lab-1", "lab-2")
+    agent.set("POST /v1/tasks", submitted(["lab-1", "lab-2"], copies=3))
+    done = meshq("submit", "--copies", "3", "--", "true")
+    assert done.stderr == b"warning: stored on 1 other machines so far, 3 were asked for\n"
+    assert [json.loads(body)["copies"] for what, body in agent.requests if what == "POST /v1/tasks"] == [3]
+    wrong = meshq("submit", "--copies", "none", "--", "true")
+    assert (wrong.returncode, b"`all`" in wrong.stderr) == (2, True)
+
+
 def test_submit_and_follow_prints_the_log_and_exits_with_the_code_of_the_task(meshq: Meshq, agent: SmallAgent) -> None:
     an_agent_that_stores(agent, "lab-1", "lab-2")
     done = meshq("submit", "--follow", "--", "true")
@@ -488,3 +518,21 @@ def test_the_shell_completes_commands_options_queues_and_tasks(meshq: Meshq, age
 
 def test_the_shell_gets_no_error_where_no_agent_runs(meshq: Meshq) -> None:
     assert completed(meshq, "meshq logs tr") == []
+
+
+@pytest.mark.parametrize(
+    "tokens", [("--json", "--after", "t1", "x.py"), ("--dry-run", "--json", "x.py"), ("x.py", "--json", "--name")]
+)
+def test_a_submit_that_is_refused_while_its_options_are_told_apart_answers_in_json_if_asked(
+    meshq: Meshq, tokens: tuple[str, ...]
+) -> None:
+    done = meshq("submit", *tokens)
+    assert (done.returncode, json.loads(done.stdout)["error"]["code"]) == (2, "usage")
+    assert meshq("submit", "--after", "t1", "--", "x", "--json").stdout == b"", "this one is the command's own"
+
+
+@pytest.mark.parametrize("reference", ["\udcff", "q" * 9_000])
+def test_what_can_be_no_task_is_an_error_of_usage(meshq: Meshq, agent: SmallAgent, reference: str) -> None:
+    done = meshq("show", reference, "--json")
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["code"], len(error["message"]) < 200) == (2, "usage", True)

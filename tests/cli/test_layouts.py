@@ -301,3 +301,12 @@ def test_memory_is_shown_in_the_unit_of_the_machine() -> None:
     assert figures.share(512 * 2**20, 16 * GIB) == "0.5/16.0G"
     assert figures.share(None, 16 * GIB) == "-/16.0G"
     assert figures.share(None, None) == "-"
+
+
+def test_the_machine_of_a_task_is_that_of_the_attempt_which_its_status_is_of() -> None:
+    """Two attempts of one number, of which one was superseded, stand in no order that means anything."""
+    won, gave_up = attempt(1, "cyd", "succeeded"), attempt(1, "bob", "superseded")
+    assert layouts.machine(task(status="succeeded", attempts=[won, gave_up])) == "cyd"
+    assert layouts.machine(task(status="failed", attempts=[attempt(1, "ada", "failed"), attempt(2, "bob", "failed")])) == "bob"
+    assert layouts.machine(task(status="cancelled", attempts=[gave_up])) == "bob"
+    assert layouts.machine(task(status="queued", position=1, attempts=[attempt(1, "cyd", "lost")])) == "-"

@@ -77,6 +77,7 @@ class Bench:
         log_head_bytes: int = 2**23,
         rules: tuple[tuple[str, str], ...] = (("/", "write"),),
         limits: tuple[tuple[int, int], ...] = (),
+        until_valid: bool = False,
     ) -> Fence:
         """The folder of an attempt that runs this Python code (or this command)."""
         claim = claimed(number)
@@ -94,6 +95,7 @@ class Bench:
                 log_head_bytes=log_head_bytes,
                 rules=rules,
                 limits=limits,
+                until_valid=until_valid,
             )
         )
         return claim.fence

@@ -33,6 +33,7 @@ from meshq.gossip.wire import (
 )
 from meshq.ids import Epoch, PeerId, peer_id
 from meshq.trust.seal import Sealer
+from tests.golden import ledger_database
 from tests.gossip.builders import pack_digest
 
 FOLDER: Final = Path(__file__).parent / "gossip"
@@ -136,6 +137,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1 or not arguments[0].replace(".", "").replace("-", "").isalnum():
         print("usage: scripts/golden FORMAT    (such as 0.2.0)", file=sys.stderr)
         return 2
+    if ledger_database.keep():
+        print("Kept a database of a new schema in tests/golden/ledger; commit it.")
     for folder in sorted(FOLDER.iterdir()) if FOLDER.exists() else ():
         if {path.stem for path in folder.glob("*.bin")} == set(files()[0]) and unchanged(folder):
             print(f"This version writes what {folder.name} has: nothing new to keep.")

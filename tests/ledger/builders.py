@@ -9,7 +9,7 @@ from typing import Any
 
 from meshq.ids import ActorId, Dot, PeerId, actor_id
 from meshq.ledger.core import Ledger
-from meshq.ledger.effects import PeerView
+from meshq.ledger.effects import PeerView, SendSync, SyncOffer
 from meshq.ledger.row import Fact, NumberRegister, Row, TextRegister
 from meshq.ledger.timing import LAN, LedgerConfig
 from meshq.task import EndKind, Outcome, TaskSpec, Telemetry
@@ -76,11 +76,24 @@ def views(*all_of_them: PeerView) -> Mapping[PeerId, PeerView]:
 
 
 def ledger(name: str = "a", rows: Iterable[Row] = (), *, config: LedgerConfig = LAN, now: float = 0.0, **more: Any) -> Ledger:
-    """A core as it is before `adopt`."""
+    """A core as it is before `adopt`.
+
+    Unless `confirmed` is False nobody has to answer before it writes (`authorship.py`), and it is free to vote (`grants.py`).
+    """
     known = tuple(rows)
     mine = max((one.vector.get(actor(name), 0) for one in known), default=0)
     values: dict[str, Any] = {"vector": {actor(name): mine} if mine else {}, "floors": {}, "rng": Random(1)}
-    return Ledger(peer(name), 1, config, known, now=now, **(values | more))
+    confirmed = more.pop("confirmed", True)
+    core = Ledger(peer(name), 1, config, known, now=now, **(values | more))
+    if confirmed:
+        core._authorship._confirmed = True
+        core._grants._voter._unbound_at = now
+    return core
+
+
+def nothing_new(asked: SendSync) -> SyncOffer:
+    """The answer of a donor that knows nothing more."""
+    return SyncOffer(number=asked.question.number, run=1)
 
 
 def busy(told: Telemetry) -> Telemetry:

@@ -9,27 +9,34 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from meshq.ids import Fence, PeerId, TaskId
+from meshq.ids import ActorId, Fence, PeerId, TaskId
 from meshq.ledger.core import Ledger
 from meshq.ledger.effects import (
+    Answer,
     Effect,
     EpochMinted,
+    Grant,
+    GrantReply,
+    GrantRequest,
+    Keep,
     PeerView,
     Persist,
     Prepare,
     Push,
     PushReply,
+    Question,
     RowChanged,
+    SendGrants,
     SendPush,
     SendSync,
     Start,
     Stop,
-    SyncPage,
-    SyncRequest,
 )
 from meshq.ledger.holder import read
-from meshq.ledger.row import Row
+from meshq.ledger.row import Row, Vector
+from meshq.ledger.settings import NOTHING_SET, Settings
 from meshq.ledger.timing import LAN
+from meshq.ledger.transfer import rows_of
 from meshq.task import Claimed, EndKind, Outcome, TaskSpec, Telemetry
 from tests.ledger.builders import peer, telemetry
 from tests.simulator.world import Handle, Network, World
@@ -46,14 +53,25 @@ class Disk:
     rows: dict[TaskId, Row] = field(default_factory=dict)
     vector: dict[str, int] = field(default_factory=dict)
     floors: dict[str, int] = field(default_factory=dict)
+    settings: Settings = NOTHING_SET
+    grants: dict[TaskId, Grant] = field(default_factory=dict)
 
     def copy(self) -> "Disk":
-        return Disk(self.ledger_epoch, dict(self.rows), dict(self.vector), dict(self.floors))
+        return Disk(
+            self.ledger_epoch, dict(self.rows), dict(self.vector), dict(self.floors), self.settings, dict(self.grants)
+        )  # fmt: skip
 
     def commit(self, persist: Persist) -> None:
         self.rows |= {row.task: row for row in persist.rows}
+        for task in persist.purged:
+            self.rows.pop(task, None)
         self.vector |= persist.vector
         self.floors |= persist.floors
+        self.settings = persist.settings or self.settings
+        for task, grant in persist.grants.items():
+            self.grants.pop(task, None)
+            if grant is not None:
+                self.grants[task] = grant
 
 
 @dataclass(slots=True)
@@ -62,6 +80,7 @@ class Process:
 
     claimed: Claimed
     ends: Handle
+    cut_off: Handle | None = None  # what ends it when its voters don't let it go on
 
 
 class SimPeer:
@@ -85,9 +104,15 @@ class SimPeer:
         self.timer: Handle | None = None
         rng = world.rng_for(f"{self.name}/{self.run}")
         disk = self.disk
-        self.core = Ledger(self.id, disk.ledger_epoch, LAN, disk.rows.values(), disk.vector, disk.floors, rng, now)  # type: ignore[arg-type]  # a disk knows actors as text
+        vector, floors = _by_actor(disk.vector), _by_actor(disk.floors)
+        self.until: dict[Fence, float] = {}
+        self.core = Ledger(
+            self.id, disk.ledger_epoch, LAN, disk.rows.values(), vector, floors, rng, now, disk.settings, disk.grants
+        )  # fmt: skip
         for other in self._views.values():
-            self._views[other.peer] = replace(other, alive=False, changed_at=now)
+            self._views[other.peer] = replace(other, alive=other.peer == self.id, changed_at=now)
+        if self._views:
+            self.feed(self.core.handle_peers(now, self._views))  # whom it remembers
         self.feed(self.core.adopt(now, [*self.processes, *self.unreported]))
         for fence, outcome in list(self.unreported.items()):
             self.report(fence, outcome)
@@ -174,18 +199,17 @@ class SimPeer:
 
     def carry_out_one(self, effect: Effect) -> None:
         match effect:
+            case SendPush() | SendSync() | SendGrants():
+                self.post(effect)
             case EpochMinted(epoch):
                 self.disk.ledger_epoch = self.safe_disk.ledger_epoch = epoch
             case Persist():
                 self.disk.commit(effect)
                 if effect.durable:
                     self.safe_disk = self.disk.copy()
-            case SendPush(to, push):
-                self.mesh.trace(self, "push", to, push.number)
-                self.mesh.send(self, to, lambda other: other.on_push(self, push, self.run))
-            case SendSync(to, request):
-                self.mesh.trace(self, "sync", to)
-                self.mesh.send(self, to, lambda other: other.on_sync(self, request, self.run))
+            case Keep(fence, until):
+                self.until[fence] = until
+                self.watch(fence)
             case Prepare(claimed):
                 self.claimed[claimed.fence] = claimed
                 self.mesh.world.call_later(self.mesh.prepare_seconds(), self.prepared, claimed.fence, self.run)
@@ -199,6 +223,18 @@ class SimPeer:
 
     # ---- the network
 
+    def post(self, effect: SendPush | SendSync | SendGrants) -> None:
+        match effect:
+            case SendPush(to, push):
+                self.mesh.trace(self, "push", to, push.number)
+                self.mesh.send(self, to, lambda other: other.on_push(self, push, self.run))
+            case SendSync(to, question):
+                self.mesh.trace(self, "sync", to, type(question).__name__)
+                self.mesh.send(self, to, lambda other: other.on_sync(self, question, self.run))
+            case SendGrants(to, request):
+                self.mesh.trace(self, "grants", to, request.number)
+                self.mesh.send(self, to, lambda other: other.on_grants(self, request, self.run))
+
     def on_push(self, sender: "SimPeer", push: Push, run: int) -> None:
         if self.core is None:
             return
@@ -209,15 +245,28 @@ class SimPeer:
         if self.core is not None and run == self.run:
             self.feed(self.core.handle_push_reply(self.mesh.world.now, sender.id, reply))
 
-    def on_sync(self, sender: "SimPeer", request: SyncRequest, run: int) -> None:
+    def on_sync(self, sender: "SimPeer", question: Question, run: int) -> None:
         if self.core is None:
             return
-        page = self.core.handle_sync_request(self.mesh.world.now, sender.id, request)
-        self.feed([], lambda: self.mesh.send(self, sender.id, lambda other: other.on_page(self, page, run)))
+        answer = self.core.handle_sync_request(self.mesh.world.now, sender.id, question)
+        self.feed([], lambda: self.mesh.send(self, sender.id, lambda other: other.on_answer(self, answer, run)))
 
-    def on_page(self, sender: "SimPeer", page: SyncPage, run: int) -> None:
+    def on_answer(self, sender: "SimPeer", answer: Answer, run: int) -> None:
         if self.core is not None and run == self.run:
-            self.feed(self.core.handle_sync_page(self.mesh.world.now, sender.id, page))
+            now = self.mesh.world.now
+            for rows in rows_of(answer):
+                self.feed(self.core.handle_sync_rows(now, sender.id, answer.number, rows))
+            self.feed(self.core.handle_sync_answer(now, sender.id, answer))
+
+    def on_grants(self, sender: "SimPeer", request: GrantRequest, run: int) -> None:
+        if self.core is None:
+            return
+        reply, effects = self.core.handle_grant_request(self.mesh.world.now, sender.id, request)
+        self.feed(effects, lambda: self.mesh.send(self, sender.id, lambda other: other.on_granted(self, reply, run)))
+
+    def on_granted(self, sender: "SimPeer", reply: GrantReply, run: int) -> None:
+        if self.core is not None and run == self.run:
+            self.feed(self.core.handle_grant_reply(self.mesh.world.now, sender.id, reply))
 
     # ---- the worker
 
@@ -238,6 +287,20 @@ class SimPeer:
         self.mesh.note_start(self, claimed)
         ends = self.mesh.world.call_later(self.mesh.run_seconds(), self.finished, fence)
         self.processes[fence] = Process(claimed, ends)
+        self.watch(fence)
+
+    def watch(self, fence: Fence) -> None:
+        """What the shim does: end it at the last moment that its voters allow, with or without an agent."""
+        process = self.processes.get(fence)
+        if process is None or fence not in self.until:
+            return
+        if process.cut_off is not None:
+            process.cut_off.cancel()
+        process.cut_off = self.mesh.world.call_at(self.until[fence], self.cut_off, fence)
+
+    def cut_off(self, fence: Fence) -> None:
+        if fence in self.processes:
+            self.ended(fence, Outcome(kind=EndKind.RELEASED, exit_code=143, blameless=True))
 
     def finished(self, fence: Fence) -> None:
         failed = self.mesh.world.rng.random() < self.mesh.failure_chance
@@ -266,10 +329,20 @@ class SimPeer:
         effects = self.core.handle_ended(self.mesh.world.now, fence, outcome)
         ignored = self.core.counters.get("ends_of_ended_claims", 0) > before
         self.mesh.unheard += ignored and outcome.kind is EndKind.SUCCEEDED
-        self.feed(effects, lambda: self.forget(fence))
+        self.feed(effects, lambda: self.forget(fence, self.run))
 
-    def forget(self, fence: Fence) -> None:
-        self.unreported.pop(fence, None)
+    def forget(self, fence: Fence, run: int) -> None:
+        """When its end is recorded, which may take until somebody has answered."""
+        if self.core is None or run != self.run:
+            return
+        if self.core.holds_back(fence):
+            self.mesh.world.call_later(LOOK_EVERY, self.forget, fence, run)
+        else:
+            self.unreported.pop(fence, None)
+
+
+def _by_actor(entries: dict[str, int]) -> Vector:
+    return {ActorId(actor): seq for actor, seq in entries.items()}
 
 
 class Mesh:
@@ -355,6 +428,8 @@ class Mesh:
         rows = {row.task: row for row in first.tasks()}
         for core in cores[1:]:
             assert core is not None
-            if core.vector != first.vector or {row.task: row for row in core.tasks()} != rows:
+            if (core.vector, core.settings) != (first.vector, first.settings) or {
+                row.task: row for row in core.tasks()
+            } != rows:
                 return False
         return all(read(row).status.final and not read(row).live for row in rows.values())

@@ -21,14 +21,13 @@ from meshq.ledger.effects import (
     SendSync,
     Start,
     Stop,
-    SyncPage,
-    SyncRequest,
+    SyncOffer,
 )
 from meshq.ledger.holder import attempts, read, status
 from meshq.ledger.rendezvous import claimants, mourners
 from meshq.ledger.row import Back, Cancel, Claim, Ended, Fact, Lost, Preparing, Row, Started, Vector, merge
 from meshq.task import Claimed, EndKind, Needs, Status
-from tests.ledger.builders import actor, busy, dot, ledger, outcome, peer, row, spec, telemetry, view, views
+from tests.ledger.builders import actor, busy, dot, ledger, nothing_new, outcome, peer, row, spec, telemetry, view, views
 
 T = TypeVar("T")
 A, B, C = peer("a"), peer("b"), peer("c")
@@ -50,8 +49,7 @@ def among(seen: Mapping[PeerId, PeerView] = THREE, *rows: Row, name: str = "a") 
     core = ledger(name, rows)
     core.adopt(0.0, [])
     [asked, *_] = only(core.handle_peers(0.0, seen), SendSync)
-    page = SyncPage(rows=(), upto={}, floors={}, last=True, requested=asked.request.vector)
-    core.handle_sync_page(0.0, asked.peer, page)
+    core.handle_sync_answer(0.0, asked.peer, nothing_new(asked))
     return core
 
 
@@ -376,8 +374,7 @@ def test_after_a_stall_nothing_is_claimed_started_or_mourned_before_a_peer_has_a
     run_until(core, 30.1, 33.0)
     assert attempts(row_in(core, lost.task))[0].status == "running"
     assert attempts(row_in(core, first.task)) == ()
-    page = SyncPage(rows=(), upto={}, floors={}, last=True, requested=request.request.vector)
-    core.handle_sync_page(33.1, C, page)
+    core.handle_sync_answer(33.1, C, nothing_new(request))
     run_until(core, 33.1, 36.0)
     assert attempts(row_in(core, lost.task))[0].status == "lost"
 
@@ -478,11 +475,14 @@ def test_an_end_that_is_reported_before_its_row_came_back_is_recorded_when_it_co
     known_elsewhere = with_facts(base, (claim, Claim(attempt=1, peer=A, seen=base.vector)), (dot("a", 3), Started(claim=claim)))
     core = ledger()
     core.adopt(0.0, [fence(1, claim)])
-    core.handle_peers(0.0, BOTH)
+    [asked] = only(core.handle_peers(0.0, BOTH), SendSync)
     assert core.handle_ended(1.0, fence(1, claim), outcome()) == []
     core.handle_push(2.0, B, Push(number=1, rows=(known_elsewhere,), dots=()))
+    assert core.holds_back(fence(1, claim)), "the agent may have been away for a week: first somebody must answer it"
+    core.handle_sync_answer(3.0, asked.peer, nothing_new(asked))
     assert status(row_in(core, base.task)) is Status.SUCCEEDED
-    assert core.ledger_epoch == 2, "b knew writes of mine that I had lost"
+    assert not core.holds_back(fence(1, claim))
+    assert core.ledger_epoch > 1, "b knew writes of mine that I had lost"
 
 
 def test_an_agent_that_knows_others_waits_for_them_before_it_claims() -> None:
@@ -561,9 +561,7 @@ def test_who_acknowledged_a_submitted_task_is_remembered() -> None:
 def test_a_sync_that_brings_nothing_commits_nothing() -> None:
     core = among(BOTH, row())
     asked = [effect for effect in run_until(core, 0.0, 6.0) if isinstance(effect, SendSync)]
-    page = SyncPage(rows=(), upto=asked[0].request.vector, floors={}, last=True, requested=asked[0].request.vector)
-    assert core.handle_sync_page(6.0, B, page) == []
-    assert core.handle_sync_request(6.0, B, SyncRequest(vector=core.vector)).rows == ()
+    assert core.handle_sync_answer(6.0, asked[0].peer, nothing_new(asked[0])) == []
 
 
 def test_an_idle_core_wakes_up_a_few_times_a_minute() -> None:
@@ -574,8 +572,7 @@ def test_an_idle_core_wakes_up_a_few_times_a_minute() -> None:
         assert due > now
         now, wakes = due, wakes + 1
         for sync in only(core.handle_timeout(now), SendSync):
-            page = SyncPage(rows=(), upto={}, floors={}, last=True, requested=sync.request.vector)
-            core.handle_sync_page(now, sync.peer, page)
+            core.handle_sync_answer(now, sync.peer, nothing_new(sync))
     assert wakes <= 60
 
 
@@ -585,9 +582,7 @@ INPUTS: list[Callable[[Ledger, Fence], object]] = [
     lambda core, token: core.handle_ended(9.0, token, outcome()),
     lambda core, token: core.handle_push_reply(9.0, B, PushReply(number=99)),
     lambda core, token: core.handle_push_failed(9.0, B, 99),
-    lambda core, token: core.handle_sync_page(
-        9.0, B, SyncPage(rows=(), upto={}, floors={}, last=True, requested={actor("c"): 5})
-    ),
+    lambda core, token: core.handle_sync_answer(9.0, B, SyncOffer(number=99, run=1, vector={actor("c"): 5})),
 ]
 
 

@@ -9,7 +9,20 @@ from hypothesis import strategies as st
 
 from meshq.config import INFRASTRUCTURE_LOSSES_MAX, RELEASES_MAX
 from meshq.ids import Dot, fence
-from meshq.ledger.holder import Reading, attempts, ending, holder, legal, live, next_attempt, read, reason, result, status
+from meshq.ledger.holder import (
+    Reading,
+    _apply_rules,
+    attempts,
+    ending,
+    holder,
+    legal,
+    live,
+    next_attempt,
+    read,
+    reason,
+    result,
+    status,
+)
 from meshq.ledger.rendezvous import claim_weight
 from meshq.ledger.row import Back, Cancel, Claim, Ended, Fact, Lost, Preparing, Row, Started, merge
 from meshq.ledger.row import merge_vectors as merged
@@ -32,6 +45,10 @@ def lowest(attempt: int, *names: str) -> str:
 
 def test_a_task_without_claims_is_queued_and_open_for_attempt_one() -> None:
     assert (status(row()), holder(row()), next_attempt(row()), attempts(row())) == (Status.QUEUED, None, 1, ())
+
+
+def test_a_row_without_facts_is_read_as_the_rules_read_it() -> None:
+    assert read(row()) == _apply_rules(row())
 
 
 def test_of_two_concurrent_claims_the_one_of_lower_weight_holds() -> None:

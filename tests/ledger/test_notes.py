@@ -1,8 +1,8 @@
 """Anti-entropy by notes: a hash of what a peer has comes by gossip, and a sync only follows if it keeps differing."""
 
 from meshq.ledger.core import Ledger
-from meshq.ledger.effects import SendSync, SyncPage
-from tests.ledger.builders import row
+from meshq.ledger.effects import SendSync
+from tests.ledger.builders import nothing_new, row
 from tests.ledger.test_core import THREE, B, C, among, only, run_until
 
 
@@ -19,5 +19,4 @@ def answer_syncs_until(core: Ledger, now: float, until: float) -> None:
     while (due := core.deadline()) < until:
         now = max(now, due)
         for sync in only(core.handle_timeout(now), SendSync):
-            page = SyncPage(rows=(), upto={}, floors={}, last=True, requested=sync.request.vector)
-            core.handle_sync_page(now, sync.peer, page)
+            core.handle_sync_answer(now, sync.peer, nothing_new(sync))

@@ -14,14 +14,15 @@ from meshq.errors import StoreError, Unreachable
 from meshq.ids import Fence, PeerId, TaskId, split_fence
 from meshq.ledger import shell as module
 from meshq.ledger.core import Ledger
-from meshq.ledger.effects import PeerView, Persist, Push, PushReply, SyncPage, SyncRequest
+from meshq.ledger.database import StoreDamaged
+from meshq.ledger.effects import Answer, Grant, GrantReply, GrantRequest, PeerView, Persist, Push, PushReply, Question
 from meshq.ledger.holder import read, status
 from meshq.ledger.row import Row
 from meshq.ledger.shell import Hooks, LedgerShell, merge_persists
 from meshq.ledger.store import Store
 from meshq.ledger.timing import FAST
-from meshq.task import Claimed, EndKind, Status
-from tests.ledger.builders import actor, dot, outcome, peer, row, spec, view, views
+from meshq.task import Claimed, EndKind, Needs, Status
+from tests.ledger.builders import actor, dot, outcome, peer, row, spec, telemetry, view, views
 
 LIMIT = 20.0
 QUICK = replace(FAST, validation_max=0.3)
@@ -36,15 +37,28 @@ class Node:
         self.store = Store.open(home, self.id)
         stored = self.store.load()
         now, rng = time.monotonic(), Random(name)
-        core = Ledger(self.id, stored.ledger_epoch, QUICK, stored.rows, stored.vector, stored.floors, rng, now)
+        core = Ledger(
+            self.id,
+            stored.ledger_epoch,
+            QUICK,
+            stored.rows,
+            stored.vector,
+            stored.floors,
+            rng,
+            now,
+            stored.settings,
+            stored.grants,
+        )
         self.notes: list[bytes] = []
         hooks = Hooks(
-            send_push=self.send_push, send_sync=self.send_sync, on_prepare=self.prepare, on_start=self.start,
+            send_push=self.send_push, send_sync=self.send_sync, send_grants=self.send_grants, on_prepare=self.prepare,
+            on_keep=lambda fence, until: self.kept.append((fence, until)), on_start=self.start,
             on_stop=lambda fence, reason: self.stops.append((fence, reason)), on_change=lambda task: self.changed.set(),
             on_note=self.notes.append,
         )  # fmt: skip
         self.shell = LedgerShell(core, self.store, hooks, time.monotonic)
         self.starts: list[tuple[Fence, Row]] = []
+        self.kept: list[tuple[Fence, float]] = []
         self.stops: list[tuple[Fence, str]] = []
         self.tasks: dict[Fence, TaskId] = {}
         self.changed = asyncio.Event()
@@ -54,10 +68,13 @@ class Node:
             raise Unreachable(f"{to} is not there")
         return await self.nodes[to].shell.push(self.id, push)
 
-    async def send_sync(self, to: PeerId, request: SyncRequest) -> SyncPage:
+    async def send_sync(self, to: PeerId, question: Question) -> Answer:
         if to not in self.nodes:
             raise Unreachable(f"{to} is not there")
-        return await self.nodes[to].shell.sync(self.id, request)
+        return await self.nodes[to].shell.sync(self.id, question)
+
+    async def send_grants(self, to: PeerId, request: GrantRequest) -> GrantReply:
+        return await self.nodes[to].shell.grant(self.id, request)
 
     def prepare(self, claimed: Claimed) -> None:
         self.tasks[claimed.fence] = claimed.task
@@ -165,6 +182,46 @@ def test_a_peer_that_cannot_be_reached_delays_a_task_and_does_not_stop_it(tmp_pa
     on_nodes(tmp_path, "a", work, views(view("a"), view("b")))
 
 
+def test_a_task_that_must_not_run_twice_starts_with_votes_that_are_on_the_voters_disks(tmp_path: Path) -> None:
+    async def work(nodes: dict[str, Node]) -> None:
+        a = nodes["a"]
+        told = {name: telemetry(ledger_epoch=node.shell.core.ledger_epoch) for name, node in nodes.items()}
+        for node in nodes.values():
+            node.shell.peers(views(*(view(name, told[name]) for name in "abc")))
+        [task] = await a.shell.submit([spec(isolation="stop")], hold=False)
+        await a.until(lambda: status(found(a, task)) is Status.RUNNING)
+        [(fence, _)] = [start for node in nodes.values() for start in node.starts]
+        runner = next(node for node in nodes.values() if node.starts)
+        assert [kept for kept, _ in runner.kept] == [fence] * len(runner.kept) and runner.kept, "before it was started"
+        votes = 0
+        for node in nodes.values():
+            reader = Store.open(node.home, node.id)
+            votes += reader.load().grants == {task: Grant(fence=fence, seconds=QUICK.grant_ttl)}
+            reader.close()
+        assert votes >= 2
+
+    on_nodes(tmp_path, "abc", work, THREE)
+
+
+def test_who_reports_the_end_of_an_attempt_waits_until_it_is_recorded_however_long_that_is_held_back(tmp_path: Path) -> None:
+    async def work(nodes: dict[str, Node]) -> None:
+        a, b = nodes["a"], nodes["b"]
+        await a.shell.submit([spec(), spec()], hold=False)
+        await a.until(lambda: bool(a.starts or b.starts))
+        runner = a if a.starts else b
+        other = b if a.starts else a
+        [(fence, on_disk), *_] = runner.starts
+        runner.nodes.pop(other.id)  # nobody answers it
+        runner.shell.stalled(100.0)
+        report = asyncio.create_task(runner.shell.ended(fence, outcome()))
+        await asyncio.sleep(0)
+        assert runner.shell.core.holds_back(fence) and not report.done()
+        await report  # it goes on unvalidated in the end
+        assert status(found(runner, on_disk.task)) is Status.SUCCEEDED
+
+    on_nodes(tmp_path, "ab", work, views(view("a"), view("b")))
+
+
 def test_cancelling_reaches_the_peer_that_runs_it(tmp_path: Path) -> None:
     async def work(nodes: dict[str, Node]) -> None:
         a = nodes["a"]
@@ -194,7 +251,7 @@ def test_a_disk_that_refuses_for_too_long_ends_the_agent_and_tells_who_waits(
         await asyncio.sleep(0)
         node.shell.peers(views(view("a")))
         await node.shell.adopt([])
-        await asyncio.to_thread(node.store._connection.execute, "PRAGMA query_only=1")
+        await asyncio.to_thread(node.store._opened.connection.execute, "PRAGMA query_only=1")
         with pytest.raises(StoreError, match="has stopped before"):
             await node.shell.submit([spec()], hold=False)
         with pytest.raises(StoreError, match="readonly"):
@@ -213,3 +270,22 @@ def test_commits_that_gathered_become_one_that_leaves_the_same() -> None:
     last: dict[str, int] = {actor("a"): 2}
     merged = merge_persists([Persist((early, other), first, {}, False), Persist((late,), last, {"x": 1}, True)])
     assert merged == Persist((late, other), {actor("a"): 2, actor("b"): 4}, {"x": 1}, True)
+
+
+def test_a_commit_that_met_damage_is_not_made_again_over_the_new_file_which_may_hold_later_writes(tmp_path: Path) -> None:
+    async def work(nodes: dict[str, Node]) -> None:
+        a, commits = nodes["a"], list[Persist]()
+        real = a.store.commit
+
+        def commit(persist: Persist) -> None:
+            commits.append(persist)
+            if len(commits) == 1:
+                raise StoreDamaged("it is damaged")
+            real(persist)
+
+        a.store.commit = commit  # type: ignore[method-assign]  # the only way to meet damage at this very moment
+        [task] = await a.shell.submit([spec(needs=Needs(labels={"who": "nobody"}))], hold=True)
+        assert len(commits) == 1
+        assert [each.task for each in a.store.load().rows] == [task]
+
+    on_nodes(tmp_path, "a", work, views(view("a")))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from meshq.ids import ObjectId, PeerId, TaskId
 from meshq.ledger.rendezvous import claimants
 from meshq.task import TaskSpec
-from meshq.web.desk import ACK_SECONDS, COPIES_WANTED
+from meshq.web.submitting import ACK_SECONDS, COPIES_USUAL
 
 if TYPE_CHECKING:
     from tests.simulator.mesh_peer import MeshPeer
@@ -29,7 +29,7 @@ class Submitting:
             self._store(others)
             return
         self._peer.machine.disk.sources[commit] = None
-        self._send_source(commit, claimants(TaskId(commit), 1, others)[:COPIES_WANTED])
+        self._send_source(commit, claimants(TaskId(commit), 1, others)[:COPIES_USUAL])
 
     def _send_source(self, commit: ObjectId, targets: Sequence[PeerId]) -> None:
         left = len(targets)
@@ -50,16 +50,16 @@ class Submitting:
             self._store([])
 
     def _store(self, having: Sequence[PeerId]) -> None:
-        tasks, effects = self._peer.core.submit(self._peer.world.now, [self._spec], hold=True)
-        limit = self._peer.world.now + ACK_SECONDS
+        tasks, effects = self._peer.core.submit(self._peer.now, [self._spec], hold=True)
+        limit = self._peer.now + ACK_SECONDS
         self._peer.feed(effects, lambda: self._wait_for_copies(tasks[0], having, limit))
 
     def _wait_for_copies(self, task: TaskId, having: Sequence[PeerId], limit: float) -> None:
         peer = self._peer
         if any(other in peer.core.stored_on(task) for other in having):
-            peer.mesh.answered(peer, task, stored_elsewhere=True)
-        elif not having or peer.world.now >= limit:
-            peer.mesh.answered(peer, task, stored_elsewhere=False)
+            peer.mesh.users.answered(peer, task, stored_elsewhere=True)
+        elif not having or peer.now >= limit:
+            peer.mesh.users.answered(peer, task, stored_elsewhere=False)
         else:
             peer.later(LOOK_EVERY, self._wait_for_copies, task, having, limit)
 

@@ -14,6 +14,7 @@ from meshq.task import Claimed, Outcome
 if TYPE_CHECKING:
     from tests.simulator.mesh_peer import MeshPeer
 
+HELD_BACK_LOOK = 0.1
 GIB = 2**30
 CPUS = 8
 MEMORY_BYTES = 16 * GIB
@@ -27,11 +28,11 @@ class ExecShell:
         self._peer = peer
         self._machine = peer.machine
         self._rng = peer.rng
-        self.worker = Worker(WorkerConfig(slots=peer.slots, cpus=CPUS, memory_bytes=MEMORY_BYTES), peer.world.now)
+        self.worker = Worker(WorkerConfig(slots=peer.slots, cpus=CPUS, memory_bytes=MEMORY_BYTES), peer.now)
 
     @property
     def now(self) -> float:
-        return self._peer.world.now
+        return self._peer.now
 
     def start(self) -> Mapping[Fence, tuple[Claimed, Adopted]]:
         """Take note of the GPUs; what an earlier run left behind."""
@@ -109,7 +110,9 @@ class ExecShell:
 
     def _report(self, fence: Fence, outcome: Outcome) -> None:
         def reported() -> None:
-            if fence in self._machine.folders:
+            if self._peer.core.holds_back(fence):  # its end is not recorded yet
+                self._peer.later(HELD_BACK_LOOK, reported)
+            elif fence in self._machine.folders:
                 self._machine.folders[fence].reported = True
 
         self._peer.feed(self._peer.core.handle_ended(self.now, fence, outcome), reported)

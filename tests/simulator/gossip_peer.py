@@ -20,7 +20,7 @@ from meshq.gossip.member import Address, Liveness, Member
 from meshq.gossip.swim import PROFILES, Swim, SwimConfig
 from meshq.gossip.wire import PACKET_PLAIN_BYTES_MAX
 from meshq.ids import Epoch, PeerId, base32
-from tests.simulator.world import Handle, Network, World
+from tests.simulator.world import Clock, Handle, Network, World
 
 SYNC_TIMEOUT = 5.0
 STREAM_TIMEOUT = 5.0
@@ -64,9 +64,9 @@ class Mesh:
         default_factory=dict
     )  # when connections were, by the runs at their ends
 
-    def add(self, name: str, on_effect: Callable[[Effect], None] | None = None) -> "GossipPeer":
+    def add(self, name: str, on_effect: Callable[[Effect], None] | None = None, clock: Clock | None = None) -> "GossipPeer":
         """A new peer at an address of its own; not started."""
-        peer = GossipPeer(self, name, address_for(len(self.peers)), on_effect)
+        peer = GossipPeer(self, name, address_for(len(self.peers)), on_effect, clock or Clock(self.world))
         self.peers[peer.address] = self.by_id[peer.id] = peer
         return peer
 
@@ -83,8 +83,12 @@ class Mesh:
 class GossipPeer:
     """The shell of one core: carries out its effects in the world and arms its one timer."""
 
-    def __init__(self, mesh: Mesh, name: str, address: Address, on_effect: Callable[[Effect], None] | None) -> None:
+    def __init__(
+        self, mesh: Mesh, name: str, address: Address, on_effect: Callable[[Effect], None] | None, clock: Clock
+    ) -> None:
         self.mesh = mesh
+        self.clock = clock
+        self.wall_offset = 0  # seconds by which its wall clock is wrong
         self.name = name
         self.id = peer_for(name)
         self.address = address
@@ -120,14 +124,14 @@ class GossipPeer:
         self._run += 1
         world = self.mesh.world
         rng = world.rng_for(f"{self.name}/{self.epoch}")
-        self.swim = Swim(self._member(rng), self.mesh.config, rng, world.now)
-        self.perform(self.swim.join(world.now, [seed.address for seed in seeds]))
+        self.swim = Swim(self._member(rng), self.mesh.config, rng, self.clock.now)
+        self.perform(self.swim.join(self.clock.now, [seed.address for seed in seeds]))
 
     def _member(self, rng: Random) -> Member:
         return Member(
             peer=self.id, epoch=Epoch(self.epoch), incarnation=0, liveness=Liveness.ALIVE,
             name=self.name, addresses=(self.address,), version="0.1.0",
-            started_at=WALL_SECONDS + int(self.mesh.world.now), boot=rng.getrandbits(63),
+            started_at=WALL_SECONDS + int(self.mesh.world.now) + self.wall_offset, boot=rng.getrandbits(63),
         )  # fmt: skip
 
     def crash(self) -> None:
@@ -145,7 +149,7 @@ class GossipPeer:
 
     def leave(self) -> None:
         """Say so, pass it on for a second, and go."""
-        self.perform(self.core.leave(self.mesh.world.now))
+        self.perform(self.core.leave(self.clock.now))
         self.mesh.world.call_later(1.0, self.crash)
 
     def pause(self, seconds: float) -> None:
@@ -156,7 +160,7 @@ class GossipPeer:
         self.mesh.world.call_later(seconds, self._resume, self._run)
 
     def publish(self, record: bytes) -> None:
-        self.perform(self.core.publish(self.mesh.world.now, record))
+        self.perform(self.core.publish(self.clock.now, record))
 
     def perform(self, effects: list[Effect]) -> None:
         """Carry out what the core asks for, then arm its timer."""
@@ -174,13 +178,13 @@ class GossipPeer:
         self._when_awake(self._receive, data, source)
 
     def _receive(self, data: bytes, source: Address) -> None:
-        self.perform(self.core.handle_packet(self.mesh.world.now, data, source))
+        self.perform(self.core.handle_packet(self.clock.now, data, source))
 
     def _arm(self) -> None:
         """A timer that comes too early does no harm, one that is moved at every packet does: it fills the world's heap."""
         if self.swim is None:
             return
-        deadline = self.swim.deadline()
+        deadline = self.clock.when(self.swim.deadline())
         timer = self._timer
         if timer is not None and timer.call is not None:
             if timer.when <= deadline:
@@ -237,7 +241,7 @@ class GossipPeer:
         self.syncs += 1
 
         def serve(target: "GossipPeer") -> list[bytes]:
-            reply, effects = target.core.handle_sync_request(self.mesh.world.now, self.id, sync.request)
+            reply, effects = target.core.handle_sync_request(target.clock.now, self.id, sync.request)
             target.perform(effects)
             return [reply]
 
@@ -246,35 +250,33 @@ class GossipPeer:
             self._sync_answered(target.id, answer[0])
 
         def failed(refused: bool) -> None:
-            self.perform(self.core.handle_sync_failed(self.mesh.world.now, sync.peer))
+            self.perform(self.core.handle_sync_failed(self.clock.now, sync.peer))
             if refused and sync.peer is not None:
-                self.perform(self.core.handle_refused(self.mesh.world.now, sync.peer))
+                self.perform(self.core.handle_refused(self.clock.now, sync.peer))
 
         target = self.mesh.peers.get(sync.address)
         Request(self, target, len(sync.request), SYNC_TIMEOUT, serve, answered, failed)
 
     def _sync_answered(self, peer: PeerId, reply: bytes) -> None:
         try:
-            self.perform(self.core.handle_sync_reply(self.mesh.world.now, peer, reply))
+            self.perform(self.core.handle_sync_reply(self.clock.now, peer, reply))
         except PeerError as error:
             self.mesh.world.trace(self.name, str(error))
 
     def _stream(self, stream: Stream) -> None:
-        world = self.mesh.world
-
         def serve(target: "GossipPeer") -> list[bytes]:
-            effects = target.core.handle_stream_packet(world.now, self.id, stream.packet)
+            effects = target.core.handle_stream_packet(target.clock.now, self.id, stream.packet)
             target.perform([effect for effect in effects if not isinstance(effect, Answer)])
             return [effect.packet for effect in effects if isinstance(effect, Answer)]
 
         def answered(packets: list[bytes]) -> None:
             for packet in packets:
-                self.perform(self.core.handle_stream_answer(world.now, stream.peer, packet))
+                self.perform(self.core.handle_stream_answer(self.clock.now, stream.peer, packet))
 
         def failed(refused: bool) -> None:
-            self.perform(self.core.handle_stream_failed(world.now, stream.peer))
+            self.perform(self.core.handle_stream_failed(self.clock.now, stream.peer))
             if refused:
-                self.perform(self.core.handle_refused(world.now, stream.peer))
+                self.perform(self.core.handle_refused(self.clock.now, stream.peer))
 
         target = self.mesh.by_id.get(stream.peer)
         Request(self, target, len(stream.packet), STREAM_TIMEOUT, serve, answered, failed)
@@ -284,8 +286,8 @@ class GossipPeer:
     def _time_out(self, run: int) -> None:
         if run != self._run or self.swim is None:
             return
-        if self.mesh.world.now >= self.swim.deadline():
-            self.perform(self.swim.handle_timeout(self.mesh.world.now))
+        if self.clock.now >= self.swim.deadline():
+            self.perform(self.swim.handle_timeout(self.clock.now))
         else:
             self._arm()
 

@@ -20,15 +20,16 @@ from meshq.gossip.transport import STALL_SECONDS
 from meshq.ids import Epoch, PeerId, TaskId
 from meshq.ledger import effects as ledger_effects
 from meshq.ledger.core import Ledger
-from meshq.ledger.effects import EpochMinted, Persist, Push, PushReply, SyncPage, SyncRequest
+from meshq.ledger.effects import EpochMinted, GrantReply, GrantRequest, Persist, Push, PushReply, Question
 from meshq.ledger.shell import merge_persists
+from meshq.ledger.transfer import rows_of
 from meshq.meeting import SAVE_DELAY, SAVE_SECONDS
-from meshq.peers import Peers, is_alive
+from meshq.peers import Peers
 from meshq.seeds import PAUSE_MAX
 from meshq.task import EndKind, Gpu, Telemetry
 from tests.simulator.exec_shell import CPUS, GPU_BYTES, MEMORY_BYTES, ExecShell
 from tests.simulator.gossip_peer import GossipPeer
-from tests.simulator.machine import WALL, Machine
+from tests.simulator.machine import Machine
 from tests.simulator.requests import Request, Serve
 from tests.simulator.world import Handle
 
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 LEAVE_SECONDS = 1.0
 END_SECONDS = 20.0
 COMMIT_SECONDS_MAX = 0.1
-CHECK_EVERY = 16  # inputs of the ledger: its check looks at every row
+CHECK_EVERY = 16  # inputs of the ledger, or thrice as many as it has rows: its check looks at each
+OUTBOX_MAX = 1_000
 
 
 @dataclass(slots=True)
@@ -58,10 +60,11 @@ class MeshPeer:
         self.name = name
         self.slots = slots
         self.gpus = gpus
-        self.machine = Machine(mesh.world, mesh.watcher, name, mesh.plan.run_seconds)
-        self.gossip: GossipPeer = mesh.gossip.add(name, self._gossip_effect)
+        self.machine = Machine(mesh.world, mesh.watcher, name, mesh.plan.run_seconds, mesh.clock_for(name))
+        self.gossip: GossipPeer = mesh.gossip.add(name, self._gossip_effect, self.machine.clock)
         self.id: PeerId = self.gossip.id
         self.gone = False  # for good: its machine never comes back, or it left
+        self.ill = False  # for ever, in the calm of a liveness run
         self.running = False
         self.ledger: Ledger | None = None
         self.rng = Random()
@@ -74,6 +77,11 @@ class MeshPeer:
     def core(self) -> Ledger:
         assert self.ledger is not None, f"{self.name} does not run"
         return self.ledger
+
+    @property
+    def now(self) -> float:
+        """What the clock of its machine shows: the only one that the cores ever see."""
+        return self.machine.clock.now
 
     @property
     def awake(self) -> bool:
@@ -91,13 +99,26 @@ class MeshPeer:
         self._outbox: deque[Batch] = deque()
         self._committing: list[Batch] = []
         self._timers: dict[str, Handle] = {}
-        self._views_due, self._views_changed_at, self._inputs = False, self.world.now, 0
-        self._unproven_since: float | None = self.world.now  # its beliefs may be of the past until somebody answers
-        now, disk = self.world.now, self.machine.disk
+        self._saves_soon = False
+        self._views_due, self._views_changed_at, self._unchecked = False, self.now, 0
+        self._unproven_since: float | None = self.now  # its beliefs may be of the past until somebody answers
+        now, disk = self.now, self.machine.disk
         rng = self.world.rng_for(f"{self.name}/ledger/{self.run}")
         timing = self.mesh.timing
-        self.ledger = Ledger(self.id, disk.ledger_epoch, timing, disk.rows.values(), disk.vector, disk.floors, rng, now)
-        self.ledger.set_wall_offset(now, WALL + now)
+        self.mesh.watcher.begins(self.name, disk.rows)
+        self.ledger = Ledger(
+            self.id,
+            disk.ledger_epoch,
+            timing,
+            disk.rows.values(),
+            disk.vector,
+            disk.floors,
+            rng,
+            now,
+            disk.settings,
+            disk.grants,
+        )
+        self.ledger.set_wall_offset(now, self.machine.wall)
         self.exec = ExecShell(self)
         found = self.exec.start()
         self.peers = Peers(self._next_member(), self._telemetry(), now)
@@ -145,13 +166,13 @@ class MeshPeer:
         """As `Agent.leave`, without waiting for what runs."""
         self.draining = True
         self.capacity_changed()
-        self.feed(self.core.leave(self.world.now), lambda: self._leave_when_idle(self.world.now + END_SECONDS))
+        self.feed(self.core.leave(self.now), lambda: self._leave_when_idle(self.now + END_SECONDS))
 
     def _leave_when_idle(self, limit: float) -> None:
-        if self.exec.worker.attempts() and self.world.now < limit:
+        if self.exec.worker.attempts() and self.now < limit:
             self.later(0.2, self._leave_when_idle, limit)
             return
-        self.gossip.perform(self.gossip.core.leave(self.world.now))
+        self.gossip.perform(self.gossip.core.leave(self.now))
         self.later(LEAVE_SECONDS, self._left)
 
     def _left(self) -> None:
@@ -185,22 +206,29 @@ class MeshPeer:
         self.doors_open = True
         self.gossip.start()
         self.mesh.watcher.is_now(self.id, self.gossip.core.me)
-        self.gossip.perform(self.gossip.core.remember(self.world.now, self.machine.disk.known_peers))
+        self.gossip.perform(self.gossip.core.remember(self.now, self.machine.disk.known_peers))
         self._join_seeds(1.0)
         self.capacity_changed()
         self.later(TELEMETRY_SECONDS, self._publish_periodically)
-        self.timer("snapshot", self.world.now + SAVE_SECONDS, self._save_known_peers)
+        self.timer("snapshot", self.now + SAVE_SECONDS, self._save_known_peers)
 
     def _join_seeds(self, pause: float) -> None:
         """What mDNS or the seeds say: everybody's address, whoever answers there; again while there is nobody."""
         if alone := not self.peers.others_alive():
             addresses = [other.gossip.address for other in self.mesh.peers.values() if other is not self]
-            self.gossip.perform(self.gossip.core.join(self.world.now, addresses))
+            self.gossip.perform(self.gossip.core.join(self.now, addresses))
         self.later(pause, self._join_seeds, min(PAUSE_MAX, 2 * pause) if alone else 1.0)
 
+    def _save_soon(self) -> None:
+        """A moment after the first of several changes: in a mesh that never rests, too."""
+        if not self._saves_soon:
+            self._saves_soon = True
+            self.timer("snapshot", self.now + SAVE_DELAY, self._save_known_peers)
+
     def _save_known_peers(self) -> None:
-        self.machine.disk.known_peers = self.gossip.core.known_peers(self.world.now)
-        self.timer("snapshot", self.world.now + SAVE_SECONDS, self._save_known_peers)
+        self._saves_soon = False
+        self.machine.disk.known_peers = self.gossip.core.known_peers(self.now)
+        self.timer("snapshot", self.now + SAVE_SECONDS, self._save_known_peers)
 
     def _publish_periodically(self) -> None:
         self.later(TELEMETRY_SECONDS, self._publish_periodically)
@@ -209,6 +237,11 @@ class MeshPeer:
     # ---- time
 
     def later(self, delay: float, call: Callable[..., None], *args: object) -> Handle:
+        """After so many seconds of this machine's clock."""
+        return self.at(self.now + delay, call, *args)
+
+    def at(self, shows: float, call: Callable[..., None], *args: object) -> Handle:
+        """When this machine's clock shows that."""
         run = self.run
 
         def due() -> None:
@@ -216,7 +249,7 @@ class MeshPeer:
                 return
             self.when_awake(lambda: call(*args))
 
-        return self.world.call_later(delay, due)
+        return self.world.call_at(self.machine.clock.when(shows), due)
 
     def when_awake(self, call: Callable[[], object]) -> None:
         """Now, or when the agent goes on; never if it does not run."""
@@ -235,17 +268,17 @@ class MeshPeer:
     def _noticed_stall(self, run: int, seconds: float) -> None:
         if run != self.run or not self.running or self.gossip.swim is None:
             return
-        self.gossip.perform(self.gossip.core.handle_stall(self.world.now, seconds))
+        self.gossip.perform(self.gossip.core.handle_stall(self.now, seconds))
         if seconds > STALL_SECONDS:
             if seconds > min(self.mesh.timing.grace, self.mesh.timing.stall_max):
-                self._unproven_since = self.world.now
-            self.feed(self.core.handle_stall(self.world.now, seconds))
+                self._unproven_since = self.now
+            self.feed(self.core.handle_stall(self.now, seconds))
 
     def timer(self, name: str, deadline: float, call: Callable[[], None]) -> None:
         if name in self._timers:
             self._timers[name].cancel()
         if not isinf(deadline):
-            self._timers[name] = self.later(max(0.0, deadline - self.world.now), call)
+            self._timers[name] = self.at(deadline, call)
 
     # ---- gossip
 
@@ -256,8 +289,8 @@ class MeshPeer:
                 if after.peer == self.id:
                     watcher.is_now(self.id, after)
                 watcher.believes(self.name, after)
-                self.peers.handle_member(self.world.now, after)
-                self.timer("snapshot", self.world.now + SAVE_DELAY, self._save_known_peers)
+                self.peers.handle_member(self.now, after)
+                self._save_soon()
                 self._views_changed()
             case gossip_effects.RecordChanged(peer, record):
                 self.peers.handle_record(peer, record)
@@ -266,7 +299,7 @@ class MeshPeer:
                 watcher.counts["refutations"] += 1
                 watcher.is_now(self.id, self.gossip.core.me)
             case gossip_effects.NoteHeard(peer, note):
-                self.feed(self.core.handle_note(self.world.now, peer, note))
+                self.feed(self.core.handle_note(self.now, peer, note))
             case gossip_effects.Send() | gossip_effects.Stream() | gossip_effects.Answer() | gossip_effects.Sync():
                 if self.gossip.swim is not None:
                     watcher.is_now(self.id, self.gossip.swim.me)
@@ -279,26 +312,27 @@ class MeshPeer:
 
     def in_minority(self) -> bool:
         """Whether this peer has seen for a while that most of the others are not there: it is probably cut off."""
-        others = [member for member in self.peers.members() if member.peer != self.id and member.liveness is not Liveness.LEFT]
-        alive = sum(1 for member in others if is_alive(member))
-        return alive + 1 < len(others) - alive and self.world.now - self._views_changed_at > COMMIT_SECONDS_MAX
+        others = [view for peer, view in self.peers.views().items() if peer != self.id and not view.left]
+        alive = sum(1 for view in others if view.alive)
+        absent = sum(1 for view in others if not view.alive and view.changed_at + self.mesh.timing.quorum_window > self.now)
+        return alive + 1 < absent and self.now - self._views_changed_at > COMMIT_SECONDS_MAX
 
     def _views_changed(self) -> None:
-        self._views_changed_at = self.world.now
+        self._views_changed_at = self.now
         if not self._views_due:
             self._views_due = True
             self.later(0.0, self._tell_views)
 
     def _tell_views(self) -> None:
         self._views_due = False
-        self.feed(self.core.handle_peers(self.world.now, self.peers.views()))
+        self.feed(self.core.handle_peers(self.now, self.peers.views()))
 
     def capacity_changed(self) -> None:
         if not self.doors_open:
             return  # the start publishes when gossip runs
         telemetry = self._telemetry()
         self.peers.handle_own_telemetry(telemetry)
-        self.feed(self.core.handle_capacity(self.world.now, telemetry))
+        self.feed(self.core.handle_capacity(self.now, telemetry))
         self.gossip.publish(record.pack(telemetry))
 
     def _telemetry(self) -> Telemetry:
@@ -316,12 +350,18 @@ class MeshPeer:
     # ---- the ledger's shell (as `meshq/ledger/shell.py`)
 
     def feed(self, effects: list[ledger_effects.Effect], then: Callable[[], None] | None = None) -> None:
-        self._inputs += 1
-        if self._inputs % CHECK_EVERY == 0:
+        self._unchecked += 1
+        if self._unchecked >= max(CHECK_EVERY, 3 * len(self.machine.disk.rows)):
+            self._unchecked = 0
             self.core.check()
         self._check_proven(effects)
+        for effect in effects:
+            if isinstance(effect, Persist) and effect.purged:
+                self.mesh.watcher.forgets(self.name, effect.purged)
         if effects or then is not None:
             self._outbox.append(Batch(effects, then))
+            if len(self._outbox) > OUTBOX_MAX:
+                self.mesh.watcher.fail(f"I12: {len(self._outbox)} inputs of {self.name} wait for their commits")
         if self._outbox and not self._committing:
             self._commit()
         self.timer("ledger", self.core.deadline(), self._ledger_timeout)
@@ -330,15 +370,15 @@ class MeshPeer:
         """After a stall or a start nobody claims or starts before another peer has answered, if any is alive."""
         if self._unproven_since is None or self._views_due or not self.peers.others_alive():
             return
-        if self.world.now - self._unproven_since >= self.mesh.timing.validation_max:
+        if self.now - self._unproven_since >= self.mesh.timing.validation_max:
             return
         for effect in effects:
             if isinstance(effect, ledger_effects.Prepare | ledger_effects.Start):
                 self.mesh.watcher.fail(f"{self.name} claims or starts on beliefs of {self._unproven_since:.3f}: {effect}")
 
     def _ledger_timeout(self) -> None:
-        effects = self.core.handle_timeout(self.world.now)
-        if self.core.deadline() <= self.world.now:
+        effects = self.core.handle_timeout(self.now)
+        if self.core.deadline() <= self.now:
             self.mesh.watcher.fail(f"a deadline of {self.name} stays in the past: its shell would loop")
         self.feed(effects)
 
@@ -358,7 +398,8 @@ class MeshPeer:
             merged = merge_persists(persists)
             self.machine.disk.commit(merged)
             lost_before = self.mesh.watcher.counts["lost"]
-            self.mesh.watcher.committed(self.name, merged.rows)
+            for persist in persists:  # each one: what is written and forgotten in one transaction was written
+                self.mesh.watcher.committed(self.name, persist.rows, persist.purged)
             if self.mesh.watcher.counts["lost"] > lost_before and self.in_minority():
                 self.mesh.watcher.fail(f"{self.name} holds others lost although it is cut off itself")
 
@@ -384,27 +425,38 @@ class MeshPeer:
             self._commit()
 
     def _carry_out_one(self, effect: ledger_effects.Effect) -> None:
-        now = self.world.now
         match effect:
             case Persist() | EpochMinted():
                 pass
             case ledger_effects.SendPush(peer, push):
                 self._send_push(peer, push)
-            case ledger_effects.SendSync(peer, request):
-                self._send_sync(peer, request)
+            case ledger_effects.SendSync(peer, question):
+                self._send_sync(peer, question)
+            case ledger_effects.SendGrants(peer, request):
+                self._send_grants(peer, request)
+            case ledger_effects.RowChanged(task):
+                self.mesh.watcher.row_changed(self.name, task, self.core.row(task))
+            case ledger_effects.Prepare() | ledger_effects.Start() | ledger_effects.Stop() | ledger_effects.Keep():
+                self._tell_exec(effect)
+            case _:
+                assert_never(effect)
+
+    def _tell_exec(
+        self, effect: ledger_effects.Prepare | ledger_effects.Start | ledger_effects.Stop | ledger_effects.Keep
+    ) -> None:
+        now, worker = self.now, self.exec.worker
+        match effect:
             case ledger_effects.Prepare(claimed):
-                self.exec.perform(self.exec.worker.prepare(now, claimed))
+                self.exec.perform(worker.prepare(now, claimed))
             case ledger_effects.Start(fence):
                 self.mesh.watcher.told_to_start(self.name, fence, self.machine.disk.rows)
-                if (attempt := self.exec.worker.attempts().get(fence)) is not None:
-                    self.mesh.starting(self, attempt.claimed.task)
-                self.exec.perform(self.exec.worker.start(now, fence))
+                if (attempt := worker.attempts().get(fence)) is not None:
+                    self.mesh.users.starting(self, attempt.claimed.task)
+                self.exec.perform(worker.start(now, fence))
             case ledger_effects.Stop(fence, reason):
-                self.exec.perform(self.exec.worker.stop(now, fence, EndKind.RELEASED.value if reason == "leaving" else reason))
-            case ledger_effects.RowChanged(task):
-                row = self.core.row(task)
-                assert row is not None
-                self.mesh.watcher.row_changed(self.name, row)
+                self.exec.perform(worker.stop(now, fence, EndKind.RELEASED.value if reason == "leaving" else reason))
+            case ledger_effects.Keep(fence, until):
+                self.machine.keep(fence, self.machine.clock.when(until))
             case _:
                 assert_never(effect)
 
@@ -422,44 +474,68 @@ class MeshPeer:
     def _send_push(self, peer: PeerId, push: Push) -> None:
         def answered(reply: object) -> None:
             assert isinstance(reply, PushReply)
-            self.feed(self.core.handle_push_reply(self.world.now, peer, reply))
+            self.feed(self.core.handle_push_reply(self.now, peer, reply))
 
         self.world.trace(self.name, "push", peer, push.number, len(push.rows))
+        self.mesh.watcher.check_push(self.name, push.rows)
         self.ask(
             peer,
             lambda target, answer: target.serve_push(self.id, push, answer),
             answered,
-            lambda: self.feed(self.core.handle_push_failed(self.world.now, peer, push.number)),
+            lambda: self.feed(self.core.handle_push_failed(self.now, peer, push.number)),
         )
 
     def serve_push(self, peer: PeerId, push: Push, answer: Callable[[object], None]) -> None:
-        reply, effects = self.core.handle_push(self.world.now, peer, push)
+        reply, effects = self.core.handle_push(self.now, peer, push)
         self.feed(effects, lambda: answer(reply))
 
-    def _send_sync(self, peer: PeerId, request: SyncRequest) -> None:
-        def answered(page: object) -> None:
-            assert isinstance(page, SyncPage)
-            self.feed(self.core.handle_sync_page(self.world.now, peer, page))
+    def _send_sync(self, peer: PeerId, question: Question) -> None:
+        def answered(answer: object) -> None:
+            assert isinstance(answer, ledger_effects.Answer)
+            for rows in rows_of(answer):
+                self.feed(self.core.handle_sync_rows(self.now, peer, answer.number, rows))
+            self.feed(self.core.handle_sync_answer(self.now, peer, answer))
 
-        self.world.trace(self.name, "ledger sync", peer, sorted(request.vector.items()))
+        self.world.trace(self.name, "ledger sync", peer, question)
         self.ask(
             peer,
-            lambda target, answer: target.serve_sync(self.id, request, answer),
+            lambda target, answer: target.serve_sync(self.id, question, answer),
             answered,
-            lambda: self.feed(self.core.handle_sync_failed(self.world.now, peer)),
+            lambda: self.feed(self.core.handle_sync_failed(self.now, peer, question.number)),
         )
 
-    def serve_sync(self, peer: PeerId, request: SyncRequest, answer: Callable[[object], None]) -> None:
-        page = self.core.handle_sync_request(self.world.now, peer, request)
+    def serve_sync(self, peer: PeerId, question: Question, answer: Callable[[object], None]) -> None:
+        told = self.core.handle_sync_request(self.now, peer, question)
         if self._outbox:
-            self.feed([], lambda: answer(page))
+            self.feed([], lambda: answer(told))
         else:
-            answer(page)
+            answer(told)
+
+    def _send_grants(self, peer: PeerId, request: GrantRequest) -> None:
+        def answered(reply: object) -> None:
+            assert isinstance(reply, GrantReply)
+            self.feed(self.core.handle_grant_reply(self.now, peer, reply))
+
+        self.world.trace(self.name, "ask for grants", peer, request.number, len(request.asks))
+        self.ask(
+            peer,
+            lambda target, answer: target.serve_grants(self.id, request, answer),
+            answered,
+            lambda: self.feed(self.core.handle_grants_failed(self.now, peer, request.number)),
+        )
+
+    def serve_grants(self, peer: PeerId, request: GrantRequest, answer: Callable[[object], None]) -> None:
+        reply, effects = self.core.handle_grant_request(self.now, peer, request)
+        self.feed(effects, lambda: answer(reply))
 
     # ---- commands
 
+    def wall_jumped(self) -> None:
+        """The agent looks at the wall clock now and then."""
+        self.core.set_wall_offset(self.now, self.machine.wall)
+
     def cancel(self, task: TaskId) -> None:
-        self.feed(self.core.cancel(self.world.now, task, f"user@{self.name}"))
+        self.feed(self.core.cancel(self.now, task, f"user@{self.name}"))
 
     def idle(self) -> bool:
         """Nothing is under way here."""

@@ -33,7 +33,7 @@ class Request:
         self._failed = failed
         self._run = asker.run
         self._pending = True
-        self.asked_at = asker.world.now
+        self.asked_at = asker.now
         limit = asker.rng.choice((CONNECT_SECONDS, REQUEST_SECONDS))
         self._timeout = asker.later(limit, self._settle, failed)
 
@@ -58,7 +58,7 @@ class Request:
         """A machine without an agent says so, and that is a hint for gossip."""
         gossip = self._asker.gossip
         if gossip.swim is not None:
-            gossip.perform(gossip.swim.handle_refused(self._asker.world.now, self._target.id))
+            gossip.perform(gossip.swim.handle_refused(self._asker.now, self._target.id))
         self._failed()
 
     def _answer(self, answer: object) -> None:

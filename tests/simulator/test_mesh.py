@@ -17,7 +17,7 @@ from meshq.task import Status
 from tests.seeds import failed_seeds
 from tests.simulator.mesh import main, seed_from, simulate
 from tests.simulator.mesh_peer import MeshPeer
-from tests.simulator.plan import Fault, FaultKind, Plan, Submission, Weather, plan_for
+from tests.simulator.plan import CLASSIC, Fault, Plan, Submission, Weather, plan_for
 from tests.simulator.simulation import Simulation
 
 SEEDS = 60
@@ -41,7 +41,7 @@ def test_whatever_breaks_no_promise_is_broken_and_in_the_end_everything_is_equal
 
 def test_together_the_seeds_break_everything_that_can_break() -> None:
     faults = {fault.kind for seed in range(SEEDS) for fault in plan_for(seed).faults}
-    assert faults == set(FaultKind)
+    assert faults == set(CLASSIC)
     assert {plan_for(seed).weather for seed in range(SEEDS)} == set(Weather)
 
 
@@ -62,7 +62,7 @@ def running_task(simulation: Simulation) -> tuple[MeshPeer, TaskId]:
     for peer in simulation.peers.values():
         peer.start()
     for submission in simulation.plan.submissions:
-        simulation.world.call_at(submission.at, simulation.submit, submission)
+        simulation.world.call_at(submission.at, simulation.users.submit, submission)
     assert simulation.world.run_until_true(lambda: bool(simulation.watcher.live()), 60.0)
     [task] = simulation.watcher.live()
     [name] = simulation.watcher.live()[task].values()
@@ -196,7 +196,7 @@ def test_a_commit_is_a_seed() -> None:
 
 
 def test_the_command_prints_hash_faults_and_verdict(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--seed", "2"]) == 0
+    assert main(["--seed", "2", "--small"]) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"2 {simulate(2).trace_hash[:16]} ok")
     assert all(fault.kind.value in printed for fault in plan_for(2).faults)
@@ -206,8 +206,8 @@ def test_a_violation_is_told_with_its_story_and_fails_the_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Simulation, "settled", lambda self: self.watcher.fail("P0: nothing is good enough") or True)
-    assert main(["--seed", "2", "--seeds", "2"]) == 1
+    assert main(["--seed", "2", "--seeds", "2", "--small"]) == 1
     printed = capsys.readouterr().out
     assert "P0: nothing is good enough" in printed
     assert "user code starts" in printed
-    assert "violated: [2, 3]" in printed
+    assert "violated: 2 (P0), 3 (P0)" in printed

@@ -1,8 +1,10 @@
 """The world itself: if it lies, every simulation does."""
 
+from collections import deque
+
 import pytest
 
-from tests.simulator.world import Network, World
+from tests.simulator.world import Ailment, Clock, Network, World
 
 
 def test_calls_happen_in_the_order_of_time_and_then_of_asking() -> None:
@@ -103,3 +105,53 @@ def test_a_partition_separates_groups_and_leaves_who_is_in_none_alone() -> None:
     network.partition([["a", "b"], ["c"]])
     pairs = [(one, other) for one in "abcd" for other in "abcd" if network.connected(one, other)]
     assert pairs == [("a", "a"), ("a", "b"), ("b", "a"), ("b", "b"), ("c", "c"), ("d", "d")]
+
+
+@pytest.mark.parametrize("rate", [0.95, 0.99, 1.0, 1.05])
+def test_a_deadline_by_a_clock_that_runs_wrong_is_never_called_early(rate: float) -> None:
+    world = World(1)
+    clock = Clock(world, rate=rate, shows=123_456.789)
+    for number in range(1, 200):
+        deadline = clock.now + number / 7
+        world.run_until(clock.when(deadline))
+        assert deadline <= clock.now < deadline + 1e-6
+    clock.restart(5.0)
+    assert clock.now == 5.0
+    world.run_until(world.now + 10.0)
+    assert clock.now == pytest.approx(5.0 + 10.0 * rate)
+
+
+def test_a_bit_that_flips_is_a_packet_less_and_an_ill_link_loses_and_delays() -> None:
+    world, arrived = World(3), list[float]()
+    network = Network(world)
+    network.corruption = 0.5
+    for _ in range(200):
+        network.send("a", "b", lambda: arrived.append(world.now))
+    world.run_until(1.0)
+    assert network.traffic.flipped == 200 - len(arrived) and 60 < len(arrived) < 140
+    network.corruption = 0.0
+    network.ailments["b"] = Ailment(loss=1.0)
+    assert network.send("a", "b", arrived.append, -1.0) and network.traffic.dropped == 1
+    network.ailments["b"] = Ailment(lag=2.0)
+    network.send("b", "a", lambda: arrived.append(world.now))
+    world.run_until(10.0)
+    assert 2.0 <= arrived[-1] <= 3.1
+
+
+def test_what_was_recorded_can_be_delivered_again_to_whoever_had_it() -> None:
+    world, arrived = World(3), list[str]()
+    network = Network(world)
+    network.recorded = deque(maxlen=10)
+    network.send("a", "b", arrived.append, "to b")
+    network.send("a", "c", arrived.append, "to c")
+    world.run_until(1.0)
+    assert network.replay("b", 5) == network.traffic.replayed == 1
+    world.run_until(5.0)
+    assert arrived[2:] == ["to b"]
+
+
+def test_over_a_bridge_only_who_is_in_neither_group_hears_both() -> None:
+    network = Network(World(3))
+    network.bridge(["a"], ["c"])
+    pairs = [(one, other) for one in "abc" for other in "abc" if one != other and network.connected(one, other)]
+    assert pairs == [("a", "b"), ("b", "a"), ("b", "c"), ("c", "b")]

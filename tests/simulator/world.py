@@ -9,7 +9,9 @@ change another part's. Whoever runs in the world tells it what happened (`trace`
 import hashlib
 import heapq
 import itertools
+import math
 import struct
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -97,6 +99,39 @@ class World:
         return False
 
 
+class Clock:
+    """What one machine's monotonic clock shows. It began sometime, and runs a little fast or slow; nobody else can read it."""
+
+    def __init__(self, world: World, *, rate: float = 1.0, shows: float = 0.0) -> None:
+        """`rate`: its seconds in one of the world's; `shows`: what it shows now."""
+        self._world = world
+        self._rate = rate
+        self._exact = rate == 1.0 and shows == world.now  # it is the world's own: no rounding
+        self._began = world.now
+        self._first = shows
+
+    @property
+    def now(self) -> float:
+        return self._world.now if self._exact else self._first + (self._world.now - self._began) * self._rate
+
+    def when(self, shows: float) -> float:
+        """At what time of the world it shows this, or a moment later: a deadline that is called early is called again."""
+        if self._exact or shows == math.inf:
+            return shows
+        when = self._began + (shows - self._first) / self._rate
+        while self._first + (when - self._began) * self._rate < shows:
+            when = math.nextafter(when, math.inf)
+        return when
+
+    def span(self, seconds: float) -> float:
+        """How long the world takes while this clock counts so many seconds."""
+        return seconds if self._exact else seconds / self._rate
+
+    def restart(self, shows: float) -> None:
+        """The machine was off."""
+        self._began, self._first, self._exact = self._world.now, shows, False
+
+
 @dataclass(slots=True)
 class Traffic:
     """What became of what was sent: a run asserts here that its faults really happened."""
@@ -106,6 +141,20 @@ class Traffic:
     dropped: int = 0  # by chance
     duplicated: int = 0
     cut: int = 0  # by a cut between the two
+    flipped: int = 0  # a bit of it changed under way, so the receiver's seal dropped it
+    replayed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ailment:
+    """What is wrong with one place's link, whoever it talks to."""
+
+    loss: float = 0.0  # of what is sent to it
+    lag: float = 0.0  # seconds more for everything to it and from it, at most
+
+
+HEALTHY: Final = Ailment()
+RECORDED_MAX: Final = 400
 
 
 class Network:
@@ -135,6 +184,9 @@ class Network:
         self.duplication = duplication
         self.delay = delay
         self.traffic = Traffic()
+        self.corruption = 0.0  # share of the datagrams of which a bit flips
+        self.ailments: dict[str, Ailment] = {}
+        self.recorded: deque[tuple[str, str, Callable[..., object], tuple[Any, ...]]] | None = None  # by an eavesdropper
         self._rng = world.rng_for("net")
         self._cuts: dict[tuple[str, str], None] = {}
         self._datagram_cuts: dict[tuple[str, str], None] = {}
@@ -163,6 +215,13 @@ class Network:
         self._datagram_cuts.clear()
         self._group_of.clear()
 
+    def bridge(self, one: Sequence[str], other: Sequence[str]) -> None:
+        """Nothing passes between the two groups; whoever is in neither hears both."""
+        for first in one:
+            for second in other:
+                self.cut(first, second)
+                self.cut(second, first)
+
     def connected(self, source: str, destination: str, *, reliable: bool = False) -> bool:
         """Does anything get from `source` to `destination` now? A reliable message needs the way back too."""
         cuts = self._cuts
@@ -189,10 +248,13 @@ class Network:
             return False
         if reliable:
             pause = self.CONNECT_SECONDS if connecting else self.RETRANSMIT_SECONDS
-            self._carry(source, destination, self._retransmissions(pause), True, deliver, args)
+            self._carry(source, destination, self._retransmissions(pause, destination), True, deliver, args)
             return True
-        if self._rng.random() < self.loss:
+        if self._rng.random() < self.loss or self._ails(destination):
             self.traffic.dropped += 1
+            return True
+        if self.corruption and self._rng.random() < self.corruption:
+            self.traffic.flipped += 1
             return True
         self._carry(source, destination, 0.0, False, deliver, args)
         if self._rng.random() < self.duplication:
@@ -200,10 +262,24 @@ class Network:
             self._carry(source, destination, 0.0, False, deliver, args)
         return True
 
-    def _retransmissions(self, pause: float) -> float:
+    def replay(self, destination: str, most: int) -> int:
+        """Deliver again some of the datagrams that this place has had, as who recorded them may do; how many."""
+        had = [each for each in self.recorded or () if each[1] == destination]
+        chosen = self._rng.sample(had, min(most, len(had)))
+        for source, _, deliver, args in chosen:
+            self._carry(source, destination, self._rng.uniform(0.0, 2.0), False, deliver, args)
+        self.traffic.replayed += len(chosen)
+        return len(chosen)
+
+    def _ails(self, destination: str) -> bool:
+        """Whether a datagram is lost at the link of its destination."""
+        loss = self.ailments.get(destination, HEALTHY).loss if self.ailments else 0.0
+        return loss > 0.0 and self._rng.random() < loss
+
+    def _retransmissions(self, pause: float, destination: str) -> float:
         """Seconds that they take."""
         losses = 0
-        while losses < self.RETRANSMISSIONS_MAX and self._rng.random() < self.loss:
+        while losses < self.RETRANSMISSIONS_MAX and (self._rng.random() < self.loss or self._ails(destination)):
             losses += 1
         return pause * ((1 << losses) - 1)
 
@@ -212,6 +288,9 @@ class Network:
         deliver: Callable[..., object], args: tuple[Any, ...],
     ) -> None:  # fmt: skip
         delay = extra + self._rng.uniform(*self.delay)
+        if self.ailments:
+            lag = self.ailments.get(source, HEALTHY).lag + self.ailments.get(destination, HEALTHY).lag
+            delay += self._rng.uniform(0.5 * lag, lag)
         self.world.call_later(delay, self._arrive, source, destination, reliable, deliver, args)
 
     def _arrive(
@@ -221,4 +300,6 @@ class Network:
             self.traffic.cut += 1
             return
         self.traffic.delivered += 1
+        if self.recorded is not None and not reliable:
+            self.recorded.append((source, destination, deliver, args))
         deliver(*args)

@@ -33,7 +33,7 @@ def test_every_option_arrives_in_the_task(submit: Build) -> None:
         SubmitOptions(
             script="train.py", args=("--lr", "0.1", "--queue", "x"), queue="night", name="run-7", priority=-3, cpus=4,
             memory="1.5G", gpus=2, gpu_memory="512M", labels=("disk=ssd", "room=b12"), env=("A=1=2", "GIVEN", "EMPTY="),
-            python="3.12", retries=2, time_limit="1:30:00", lease="30s", on_isolation="continue",
+            python="3.12", retries=2, time_limit="1:30:00", lease="30s", on_isolation="stop",
         )
     )  # fmt: skip
     assert spec == TaskSpec(
@@ -43,7 +43,7 @@ def test_every_option_arrives_in_the_task(submit: Build) -> None:
             cpus=4, memory_bytes=3 * 2**29, gpus=2, gpu_memory_bytes=2**29, labels={"disk": "ssd", "room": "b12"}
         ),
         source=Source(commit=source.commit, folder=""), environment=Environment(python="3.12"),
-        env={"A": "1=2", "GIVEN": "here", "EMPTY": ""}, retries=2, time_limit=5400.0, lease=30.0, isolation="continue",
+        env={"A": "1=2", "GIVEN": "here", "EMPTY": ""}, retries=2, time_limit=5400.0, lease=30.0, isolation="stop",
     )  # fmt: skip
     assert spec.submitted_peer == ""
     assert notes == ["requirements: train.py imports nothing that must be installed"]
@@ -129,7 +129,6 @@ GOOD = SubmitOptions(script="train.py")
         ({"time_limit": "soon"}, "--time-limit: 'soon' is no duration"),
         ({"time_limit": "99999d"}, "--time-limit: 99999d is out of range"),
         ({"lease": "0s"}, "--lease: '0s' is no duration"),
-        ({"on_isolation": "stop"}, "--on-isolation stop is not possible yet"),
         ({"on_isolation": "panic"}, "--on-isolation: 'panic' is none of the choices"),
         ({"manager": "apt"}, "--manager: 'apt' is none of the choices"),
         ({"python": "four"}, "--python: 'four' is no version"),

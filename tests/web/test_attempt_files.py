@@ -96,7 +96,7 @@ def test_paths_and_links_that_leave_the_outputs_are_refused(own: AttemptFiles, h
 def test_a_fence_that_is_none_is_nowhere(home: Home) -> None:
     files = AttemptFiles(home)
     for name in ("..", "../x", FENCE):
-        assert not files.has(Fence(name))
+        assert files.folder(Fence(name)) is None
     with pytest.raises(TaskFailed, match="nothing of attempt"):
         files.manifest(FENCE)
 
@@ -111,7 +111,7 @@ def test_a_copy_serves_like_the_original(home: Home) -> None:
             await copy.write_output(manifest.files[0], chunks_of(b"x"))
 
     asyncio.run(keep())
-    assert files.has(FENCE)
+    assert files.folder(FENCE) is not None
     assert files.manifest(FENCE) == manifest
     assert asyncio.run(text(files.log(FENCE, tail=None, follow=True))) == b"hello\n"
     assert asyncio.run(joined(files.output(FENCE, "a/b"))) == b"x"
@@ -143,7 +143,7 @@ def test_a_copy_that_is_not_what_its_manifest_says_leaves_nothing(home: Home, li
 
     with pytest.raises(PeerError):
         asyncio.run(keep())
-    assert not files.has(FENCE)
+    assert files.folder(FENCE) is None
     assert list(home.kept.iterdir()) == []
 
 
@@ -158,7 +158,7 @@ def test_copies_are_removed_when_they_were_kept_long_enough(home: Home) -> None:
     kept_at = (home.kept / FENCE).stat().st_mtime
     assert files.expire(kept_at + 6 * 86_400) == 0
     assert files.expire(kept_at + 8 * 86_400) == 1
-    assert not files.has(FENCE)
+    assert files.folder(FENCE) is None
 
 
 def test_a_copy_for_which_there_is_no_room_is_refused_before_it_begins(home: Home) -> None:

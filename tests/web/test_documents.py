@@ -8,6 +8,7 @@ import pytest
 from meshq.gossip.connectivity import Connectivity
 from meshq.gossip.member import Address, Liveness, Member
 from meshq.ids import Dot, Epoch, PeerId
+from meshq.ledger.catalog import Catalog
 from meshq.ledger.row import Cancel, Claim, Ended, Fact, Lost, Row, Started
 from meshq.task import EndKind, Gpu, GpuProcess, MigInstance, OutputFile, Status, Telemetry, Versions
 from meshq.web import documents
@@ -97,8 +98,10 @@ def test_a_summary_has_all_but_what_is_large() -> None:
 
 
 def test_queues_are_those_that_are_served_and_those_that_have_tasks() -> None:
-    rows = [(row(), Status.QUEUED), (ended_on_b(EndKind.SUCCEEDED), Status.SUCCEEDED)]
-    listed = documents.queue_documents(rows, {"default": 2, "gpu": 1}, 11.0)
+    catalog = Catalog()
+    catalog.put(row(birth=dot("a", 9)), Status.QUEUED)
+    catalog.put(ended_on_b(EndKind.SUCCEEDED), Status.SUCCEEDED)
+    listed = documents.queue_documents(catalog, {"default": 2, "gpu": 1}, 11.0)
     figures = [(each["name"], each["queued"], each["succeeded"], each["peers"]) for each in listed]
     assert figures == [("default", 1, 1, 2), ("gpu", 0, 0, 1)]
     assert listed[0]["oldest_wait_seconds"] == 10.0

@@ -28,7 +28,7 @@ def test_a_sound_spec_passes_as_it_is() -> None:
         (replace(SPEC, env={"A": "x" * config.ENV_BYTES_MAX}), "of environment"),
         (replace(SPEC, env={"A=B": "x"}), "without `=`"),
         (replace(SPEC, env={"MESHQ_FENCE": "x"}), "meshq's own"),
-        (replace(SPEC, isolation="stop"), "not possible yet"),
+        (replace(SPEC, isolation="panic"), "none of the choices"),
         (replace(SPEC, retries=-1), "--retries"),
         (replace(SPEC, retries=config.RETRIES_MAX + 1), "--retries"),
         (replace(SPEC, priority=config.PRIORITY_MAX + 1), "--priority"),

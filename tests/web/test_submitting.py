@@ -2,21 +2,24 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from meshq import codec
+from meshq.errors import UsageError
 from meshq.gossip.member import Liveness
 from meshq.ids import ObjectId, PeerId, TaskId
 from meshq.ledger.rendezvous import claimants
 from meshq.peers import Peers
 from meshq.task import Source, TaskSpec, Telemetry
-from meshq.web import desk
+from meshq.web import submitting
 from meshq.web.changes import Changes
 from meshq.web.desk import AgentHooks, Desk, MeshFacts
 from meshq.web.documents import Document
+from meshq.web.submitting import Copies, parse_copies
 from tests.gossip.builders import member, peer
 from tests.ledger.builders import spec
 
@@ -45,6 +48,7 @@ class Lab:
             transfers=lab, changes=self.changes, keys=NOBODY, clock=lambda: 0.0,
             hooks=AgentHooks(
                 peer_facts=list, doctor=NOBODY, leave=NOBODY, failure=lambda who: self.failures.get(who, ""),
+                on_acked=lambda tasks, names: None,
             ),
         )  # fmt: skip
 
@@ -65,15 +69,20 @@ class Lab:
             loop.call_later(0, act)
         return (TASK,)
 
-    async def push_source(self, commit: ObjectId, targets: Sequence[PeerId]) -> tuple[list[PeerId], dict[PeerId, str]]:
+    def voters(self, task: TaskId) -> tuple[str, ...]:
+        return ()
+
+    async def push_source(
+        self, commit: ObjectId, targets: Sequence[PeerId], enough: int
+    ) -> tuple[list[PeerId], dict[PeerId, str]]:
         return self.sources
 
     def ack(self, *names: str) -> None:
         self.acks.update(map(peer, names))
         self.changes.notify(TASK)
 
-    def submitted(self, task: TaskSpec | None = None) -> Document:
-        work = self.desk.submit(0, [codec.to_plain(task or spec())], hold=True)
+    def submitted(self, task: TaskSpec | None = None, copies: Copies = 1) -> Document:
+        work = self.desk.submit(0, [codec.to_plain(task or spec())], hold=True, copies=copies)
         return asyncio.run(asyncio.wait_for(work, LIMIT))
 
 
@@ -85,13 +94,15 @@ def answer(document: Document) -> tuple[list[str], dict[str, str]]:
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that is waited for in vain is given up."""
-    monkeypatch.setattr(desk, "ACK_SECONDS", FOR_EVER)
-    monkeypatch.setattr(desk, "OTHERS_SECONDS", FOR_EVER)
+    monkeypatch.setattr(submitting, "ACK_SECONDS", FOR_EVER)
+    monkeypatch.setattr(submitting, "MORE_SECONDS", FOR_EVER)
+    monkeypatch.setattr(submitting, "OTHERS_SECONDS", FOR_EVER)
 
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk, "ACK_SECONDS", 0.01)
+    monkeypatch.setattr(submitting, "ACK_SECONDS", 0.01)
+    monkeypatch.setattr(submitting, "MORE_SECONDS", 0.01)
 
 
 def test_the_first_copy_does_not_hide_the_others_that_come_at_once(tmp_path: Path, patient: None) -> None:
@@ -103,7 +114,7 @@ def test_the_first_copy_does_not_hide_the_others_that_come_at_once(tmp_path: Pat
 def test_who_is_alive_and_confirms_nothing_soon_after_the_first_is_named_with_why(
     tmp_path: Path, patient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(desk, "OTHERS_SECONDS", 0.01)
+    monkeypatch.setattr(submitting, "OTHERS_SECONDS", 0.01)
     lab = Lab(tmp_path, "bcd")
     lab.ack("b")
     lab.failures = {peer("c"): "no answer in time"}
@@ -145,8 +156,34 @@ def test_whom_the_source_did_not_reach_is_named_with_why_though_the_task_did(tmp
 
 def test_of_many_only_those_are_named_that_were_chosen_to_have_the_source(tmp_path: Path, patient: None) -> None:
     lab = Lab(tmp_path, "bcdefg")
-    chosen = claimants(TaskId(COMMIT), 1, lab.peers.others_alive())[: desk.COPIES_WANTED]
+    chosen = claimants(TaskId(COMMIT), 1, lab.peers.others_alive())[: submitting.COPIES_USUAL]
     lab.sources = [chosen[0]], {}
     lab.acks = set(lab.peers.others_alive())
     stored, named = answer(lab.submitted(spec(source=Source(commit=COMMIT))))
     assert stored == ["a", lab.peers.name(chosen[0])] and set(named) == {lab.peers.name(each) for each in chosen[1:]}
+
+
+def test_so_many_copies_are_waited_for_as_were_asked_for(
+    tmp_path: Path, patient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submitting, "OTHERS_SECONDS", 0.0)
+    for copies, wanted in ((2, 2), ("all", 4)):
+        lab = Lab(tmp_path, "bcde")
+        lab.ack("b")
+        lab.later = [partial(lab.ack, name) for name in "cde"]
+        document = lab.submitted(copies=cast(Copies, copies))
+        assert len(document["stored_on"]) >= 1 + wanted and document["copies"] == wanted
+
+
+def test_who_asks_for_more_copies_than_there_are_machines_gets_what_there_is_and_is_told(tmp_path: Path, hasty: None) -> None:
+    lab = Lab(tmp_path, "bc")
+    lab.ack("b", "c")
+    document = lab.submitted(copies=7)
+    assert (sorted(document["stored_on"]), document["copies"]) == (["a", "b", "c"], 7)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, "some", 1.5, True, None, 10**9])
+def test_a_number_of_copies_that_is_none_is_refused(wrong: object) -> None:
+    with pytest.raises(UsageError, match="--copies"):
+        parse_copies(wrong)
+    assert (parse_copies("all"), parse_copies(3)) == ("all", 3)
