@@ -76,7 +76,7 @@ def _warm_up(agents: list[Agent], script: str) -> Any:
         agents[0].wait_until(task, "succeeded", limit=120)
     spec = agents[0].show(task)["spec"]
     spec["needs"]["labels"] = {}
-    return spec | {"submitted_by": "", "submitted_at": 0, "submitted_peer": ""}
+    return spec | {"submitted_by": "", "submitted_at": 0, "submitted_peer": "", "request": ""}
 
 
 def _sample(client: Client, spec: Any) -> Sample:
