@@ -214,12 +214,7 @@ class Membership:
     def _effect(self, effect: does.Effect) -> None:
         match effect:
             case does.MemberChanged(before, after):
-                if before is not None and after.peer == self.core.me.peer and before.addresses != after.addresses:
-                    self._hooks.track(self._client().renew(), "connections from elsewhere")
-                log.info("%s (%s) is %s", after.name, after.peer[:8], after.liveness.name.lower())
-                self.peers.handle_member(self._clock(), after)
-                self.meeting.handle_change()
-                self._views_changed()
+                self._handle_member(before, after)
             case does.RecordChanged(peer, record):
                 self._handle_record(peer, record)
             case does.NoteHeard(peer, note):
@@ -236,6 +231,15 @@ class Membership:
                 pass  # the shell's own
             case _:
                 assert_never(effect)
+
+    def _handle_member(self, before: Member | None, after: Member) -> None:
+        if before is not None and after.peer == self.core.me.peer and before.addresses != after.addresses:
+            self._hooks.track(self._client().renew(), "connections from elsewhere")
+        if before is None or (before.liveness, before.epoch) != (after.liveness, after.epoch):
+            log.info("%s (%s) is %s", after.name, after.peer[:8], after.liveness.name.lower())
+        self.peers.handle_member(self._clock(), after)
+        self.meeting.handle_change()
+        self._views_changed()
 
     def _handle_record(self, peer: PeerId, record: bytes) -> None:
         """What placement reads counts at once. Figures may wait for others: in a mesh of 600 there are 50 records a second, and

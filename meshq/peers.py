@@ -24,7 +24,7 @@ def is_alive(member: Member) -> bool:
 class _Entry:
     member: Member
     changed_at: float
-    telemetry: Telemetry
+    telemetry: Telemetry | None  # None: it has said nothing yet
 
 
 class Peers:
@@ -52,14 +52,14 @@ class Peers:
                     name=each.name,
                     addresses=each.addresses,
                 )
-                self._remembered[each.peer] = _Entry(gone, now, self._decode(each.record) or Telemetry())
+                self._remembered[each.peer] = _Entry(gone, now, self._decode(each.record))
 
     def handle_member(self, now: float, member: Member) -> None:
         """Take over a new belief; note when the peer came to life or died on this peer's clock."""
         remembered = self._remembered.pop(member.peer, None)
         entry = self._entries.get(member.peer)
         if entry is None:
-            told = remembered.telemetry if remembered is not None else Telemetry()
+            told = remembered.telemetry if remembered is not None else None
             self._entries[member.peer] = _Entry(member, now, told)
             return
         if is_alive(entry.member) != is_alive(member):
@@ -103,7 +103,7 @@ class Peers:
     def telemetry(self, peer: PeerId) -> Telemetry:
         """What the peer said last; defaults if it has said nothing yet."""
         entry = self._entries.get(peer) or self._remembered.get(peer)
-        return entry.telemetry if entry is not None else Telemetry()
+        return (entry.telemetry if entry is not None else None) or Telemetry()
 
     def member(self, peer: PeerId) -> Member | None:
         entry = self._entries.get(peer)
@@ -112,6 +112,14 @@ class Peers:
     def others_alive(self) -> list[PeerId]:
         """In the order of their ids."""
         return sorted(peer for peer, entry in self._entries.items() if peer != self.me and is_alive(entry.member))
+
+    def newcomers(self, since: float) -> list[PeerId]:
+        """Who came to life since then and has not said yet what it has."""
+        return [
+            peer
+            for peer, entry in self._entries.items()
+            if entry.telemetry is None and entry.changed_at >= since and is_alive(entry.member)
+        ]
 
     def name(self, peer: PeerId) -> str:
         """The peer's name, or the head of its id if it is not known."""
@@ -132,5 +140,6 @@ class Peers:
             alive=is_alive(member),
             left=member.liveness is Liveness.LEFT,
             changed_at=entry.changed_at,
-            telemetry=entry.telemetry,
+            told=entry.telemetry is not None,
+            telemetry=entry.telemetry or Telemetry(),
         )

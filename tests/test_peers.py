@@ -41,6 +41,14 @@ def test_telemetry_of_others_comes_by_records_and_my_own_does_not() -> None:
     assert book.views()[ME].telemetry == Telemetry(slots_total=2)
 
 
+def test_a_newcomer_is_who_came_a_short_time_ago_and_has_said_nothing_yet() -> None:
+    book = peers()
+    book.handle_member(11.0, member(OTHER))
+    assert (book.newcomers(11.0), book.newcomers(11.1), book.views()[OTHER].told) == ([OTHER], [], False)
+    book.handle_record(OTHER, codec.encode(Telemetry()))
+    assert (book.newcomers(11.0), book.views()[OTHER].told) == ([], True)
+
+
 def test_a_record_that_does_not_decode_is_counted_and_changes_nothing() -> None:
     book = peers()
     book.handle_member(11.0, member(OTHER))

@@ -23,6 +23,7 @@ class PeerView:
     alive: bool  # SWIM's alive or suspect
     left: bool = False
     changed_at: float = 0.0  # monotonic seconds when `alive` last changed, on this peer's clock
+    told: bool = True  # False: it has said nothing yet, and `telemetry` is made of defaults
     telemetry: Telemetry = field(default_factory=Telemetry)
 
 

@@ -75,7 +75,9 @@ def eligible(needs: Needs, queue: str, view: PeerView) -> bool:
 def why_not(needs: Needs, queue: str, view: PeerView) -> str:
     """A sentence that says why this peer does not take the task; empty if it would as soon as it has room."""
     told = view.telemetry
-    if lacks := _lacks(needs, queue, told):
+    if view.alive and not view.told:
+        return f"{view.name} has only just come, and has not said yet what it has"
+    if view.told and (lacks := _lacks(needs, queue, told)):
         return f"{view.name} {lacks[0]}"
     if view.left:
         return f"{view.name} left the mesh"
@@ -87,9 +89,12 @@ def why_not(needs: Needs, queue: str, view: PeerView) -> str:
 
 
 def check_placeable(spec: TaskSpec, views: Iterable[PeerView]) -> None:
-    """Raise Unplaceable, with a line for each peer, if none of them could ever run the task."""
+    """Raise Unplaceable, with a line for each peer, if none of them could ever run the task.
+
+    Who has only just come may have what it needs, and is no reason to refuse it.
+    """
     known = tuple(views)
-    if any(could_ever(spec.needs, spec.queue, view.telemetry) for view in known):
+    if any((view.alive and not view.told) or could_ever(spec.needs, spec.queue, view.telemetry) for view in known):
         return
     reasons = [why_not(spec.needs, spec.queue, view) for view in known[:REASONS_MAX]]
     if len(known) > REASONS_MAX:

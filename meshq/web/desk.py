@@ -77,7 +77,7 @@ class Desk:
         self._clock = clock
         self._submitting = Submitting(
             home=Path(facts.home), peers=peers, ledger=ledger, objects=objects, transfers=transfers, changes=changes,
-            failure=hooks.failure, on_acked=hooks.on_acked,
+            failure=hooks.failure, on_acked=hooks.on_acked, clock=clock,
         )  # fmt: skip
         self.queues = QueueSteps(
             peers=peers, ledger=ledger, documents=self._queue_documents, resolve=self._resolve, shown=self._summary,

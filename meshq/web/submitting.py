@@ -30,6 +30,8 @@ COPIES_USUAL: Final = 3  # other peers that a source is brought to, however few 
 ACK_SECONDS: Final = 3.0  # for a live peer to confirm; after it the answer says where the task is so far
 MORE_SECONDS: Final = 30.0  # the same where more than one copy is asked for
 OTHERS_SECONDS: Final = 0.5  # once there are as many as asked for: who takes longer is named, too
+TOLD_SECONDS: Final = 3.0  # for who has only just come to say what it has: it may be the one that can run the task, or a voter
+TOLD_PAUSE: Final = 0.05
 ON_ITS_WAY: Final = "the code is still on its way"
 
 Copies = int | Literal["all"]
@@ -59,6 +61,7 @@ class Submitting:
     def __init__(
         self, *, home: Path, peers: Peers, ledger: LedgerShell, objects: ObjectStore, transfers: Transfers, changes: Changes,
         failure: Callable[[PeerId], str], on_acked: Callable[[Sequence[TaskId], Sequence[str]], None],
+        clock: Callable[[], float],
     ) -> None:  # fmt: skip
         self._home = home
         self._peers = peers
@@ -68,11 +71,13 @@ class Submitting:
         self._changes = changes
         self._failure = failure
         self._on_acked = on_acked
+        self._clock = clock  # that of `Peers`
 
     async def store(self, specs: Sequence[TaskSpec], *, hold: bool, copies: Copies = 1) -> Document:
         """Store the tasks, here and elsewhere, and say where. Nothing is stored if any of them is refused."""
         failpoints.reach("submitted")
         await asyncio.to_thread(config.check_room, self._home, "submitting")
+        await self._until_newcomers_told()
         if not hold:  # before the source travels; the ledger checks again when it stores
             for spec in specs:
                 placement.check_placeable(spec, self._peers.views().values())
@@ -93,6 +98,13 @@ class Submitting:
         if voters := self._ledger.core.voters(ids[0]):
             document["voters"] = list(voters)
         return document
+
+    async def _until_newcomers_told(self) -> None:
+        """A peer is known for a moment, without loss one `digest_interval` at most, before what it has is known."""
+        for _ in range(round(TOLD_SECONDS / TOLD_PAUSE)):
+            if not self._peers.newcomers(self._clock() - TOLD_SECONDS):
+                return
+            await asyncio.sleep(TOLD_PAUSE)
 
     def _without(self, placed: _Placed, holders: Sequence[PeerId], late: str) -> list[Document]:
         """The live peers that should have a copy and have none, and why."""

@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import pytest
 
+from meshq.errors import Unplaceable
 from meshq.ids import TaskId
 from meshq.ledger.effects import PeerView
-from meshq.ledger.placement import could_ever, eligible, fits_now, free_capacity, why_not
+from meshq.ledger.placement import check_placeable, could_ever, eligible, fits_now, free_capacity, why_not
 from meshq.ledger.queues import Queues
 from meshq.ledger.rendezvous import claimants, mourners
 from meshq.ledger.row import NumberRegister
 from meshq.task import Gpu, Needs
-from tests.ledger.builders import actor, dot, peer, row, telemetry, view
+from tests.ledger.builders import actor, dot, peer, row, spec, telemetry, view
 
 GIB = 2**30
 CARD = Gpu(index=0, uuid="GPU-1", name="A100", memory_bytes=40 * GIB)
@@ -51,6 +52,18 @@ def test_a_peer_that_could_run_a_task_may_not_take_it_now(machine: PeerView, sen
     assert why_not(Needs(), "default", machine) == sentence
     assert could_ever(Needs(), "default", machine.telemetry)
     assert not eligible(Needs(), "default", machine)
+
+
+def test_who_has_not_said_yet_what_it_has_takes_nothing_and_is_no_reason_to_refuse_a_task() -> None:
+    newcomer = PeerView(peer=peer("n"), name="n", alive=True, told=False)
+    gone = replace(newcomer, alive=False)
+    assert not eligible(Needs(), "default", newcomer)
+    assert why_not(Needs(), "default", newcomer) == "n has only just come, and has not said yet what it has"
+    assert why_not(Needs(), "default", gone) == "n does not answer"
+    elsewhere = spec(queue="gpu")
+    check_placeable(elsewhere, [view("m", MACHINE), newcomer])
+    with pytest.raises(Unplaceable, match="none of the 2 peers"):
+        check_placeable(elsewhere, [view("m", MACHINE), gone])
 
 
 def test_what_fits_now_depends_on_what_is_free() -> None:

@@ -38,6 +38,8 @@ class Lab:
         self.later: list[Callable[[], None]] = []
         self.failures: dict[PeerId, str] = {}
         self.sources: tuple[list[PeerId], dict[PeerId, str]] = ([], {})
+        self.now: Callable[[], float] = lambda: FOR_EVER
+        self.views_at_submit: list[bool] = []
         self.peers = Peers(member("a"), Telemetry(), 0.0)
         self.changes = Changes()
         for name in others:
@@ -45,7 +47,7 @@ class Lab:
         lab: Any = self
         self.desk = Desk(
             facts=MeshFacts(version="1", port=1, home=str(folder), pid=1), peers=self.peers, ledger=lab, objects=lab,
-            transfers=lab, changes=self.changes, keys=NOBODY, clock=lambda: 0.0,
+            transfers=lab, changes=self.changes, keys=NOBODY, clock=lambda: self.now(),
             hooks=AgentHooks(
                 peer_facts=list, doctor=NOBODY, leave=NOBODY, failure=lambda who: self.failures.get(who, ""),
                 on_acked=lambda tasks, names: None,
@@ -65,6 +67,7 @@ class Lab:
 
     async def submit(self, specs: Sequence[TaskSpec], hold: bool) -> tuple[TaskId, ...]:
         loop = asyncio.get_running_loop()
+        self.views_at_submit = sorted(view.told for view in self.peers.views().values())
         for act in self.later:
             loop.call_later(0, act)
         return (TASK,)
@@ -180,6 +183,27 @@ def test_who_asks_for_more_copies_than_there_are_machines_gets_what_there_is_and
     lab.ack("b", "c")
     document = lab.submitted(copies=7)
     assert (sorted(document["stored_on"]), document["copies"]) == (["a", "b", "c"], 7)
+
+
+def test_who_has_only_just_come_may_say_first_what_it_has_and_is_not_waited_for_longer(tmp_path: Path, hasty: None) -> None:
+    """It may be the only machine that can run the task, or have to vote on it."""
+    lab = Lab(tmp_path, "b")
+    asked = iter(range(100))
+
+    def clock() -> float:
+        if (looks := next(asked)) == 3:
+            lab.peers.handle_record(peer("b"), codec.encode(Telemetry()))
+        return looks / 10
+
+    lab.now = clock
+    lab.submitted()
+    assert lab.views_at_submit == [True, True]
+
+    silent = Lab(tmp_path, "b")
+    times = iter((0.0, submitting.TOLD_SECONDS / 2, submitting.TOLD_SECONDS, submitting.TOLD_SECONDS + 0.1))
+    silent.now = lambda: next(times)
+    silent.submitted()
+    assert silent.views_at_submit == [False, True]
 
 
 @pytest.mark.parametrize("wrong", [0, -1, "some", 1.5, True, None, 10**9])
