@@ -242,11 +242,16 @@ def check_room(folder: Path, doing: str, wanted: int = 0) -> None:
         )
 
 
+def shortened(text: str) -> str:
+    """What somebody typed, as far as a message shows it."""
+    return text if len(text) <= NAME_CHARS_MAX else f"{text[:NAME_CHARS_MAX]}…"
+
+
 def check_name(text: str, what: str) -> str:
     """A name for a queue, a peer, a label or a task: letters, digits, `.`, `_`, `-`. UsageError otherwise."""
     if _NAME.fullmatch(text) is None or len(text) > NAME_CHARS_MAX:
         raise UsageError(
-            f"{what}: {text!r} is no name",
+            f"{what}: {shortened(text)!r} is no name",
             f"use at most {NAME_CHARS_MAX} letters, digits, '.', '_' or '-', beginning with a letter or digit",
         )
     return text

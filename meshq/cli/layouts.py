@@ -216,7 +216,7 @@ def task_lines(tasks: Sequence[TaskSummaryDocument], now: datetime, width: int, 
 def _task_state(task: TaskSummaryDocument) -> Cell:
     if task["status"] == "queued" and task["position"] is not None:
         return Cell(f"queued #{task['position']}")
-    if task["status"] == "running" and task["reason"] == "cancelling":
+    if task["status"] == "running" and (task["reason"] or "").startswith("cancelling"):
         return Cell("cancelling", "yellow")
     return styled(task["status"])
 

@@ -104,7 +104,7 @@ def resume(queue: QueueName, json: Json = False) -> None:
     if json:
         screen.document(done)
     else:
-        screen.say(f"The queue {harmless(done['name'])} is not paused")
+        screen.say(f"The queue {harmless(done['name'])} goes on: nothing pauses it")
 
 
 def clear(queue: QueueName, json: Json = False) -> None:

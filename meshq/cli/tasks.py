@@ -237,7 +237,9 @@ def announce(submitted: SubmittedDocument, *, json: bool, on_stderr: bool = Fals
         until = "has taken a copy" if missing else "has joined"
         screen.warn(f"stored on this machine only: keep it on until another machine {until}")
     elif len(stored_on) - 1 < (wanted := submitted.get("copies", 1)):
-        screen.warn(f"stored on {len(stored_on) - 1} other machines so far, {wanted} were asked for")
+        why = "" if missing else ": there are no more"
+        others = figures.plural(len(stored_on) - 1, "other machine")
+        screen.warn(f"stored on {others}, {wanted} were asked for{why}")
     if missing:
         screen.note(_without_copy(missing))
     if voters := submitted.get("voters"):

@@ -19,7 +19,7 @@ from meshq.ledger.queues import Queues
 from meshq.ledger.rendezvous import mourners
 from meshq.ledger.replica import FACTS_MAX, ROW_BYTES_MAX
 from meshq.ledger.row import REGISTER_MAX, Back, Lost, Row, Seat
-from meshq.ledger.sessions import Sessions
+from meshq.ledger.sessions import Sessions, majority
 from meshq.ledger.table import row_bytes
 from meshq.ledger.timing import LedgerConfig
 from meshq.task import EndKind, Needs, Status, Telemetry
@@ -252,13 +252,15 @@ class Board:
         """Why the task is where it is, for people. `mine`: what this peer has claimed."""
         wait = self._waits.get(row.task)
         if row.task not in self._queues:
-            return rules.reason(row) or self._held_up(now, self.reading(row))
+            reading = self.reading(row)
+            known = rules.reason(row)
+            return known if reading.status.final else ": ".join(filter(None, (known, self._held_up(now, reading))))
         if by := self._paused.get(row.queue.value):
             return f"the queue {row.queue.value} is paused by {by}"
         if self._is_full(row.task):
             return f"was tried {wait.attempt - 1 if wait else 0} times, and is not tried again: cancel it and submit it anew"
         if not self._sessions.has_majority(row.voters):
-            return f"waits for a majority of its voters: {self._sessions.absent(row.voters)} cannot vote now"
+            return self._without_majority(row.voters)
         if wait is not None and wait.not_before > now:
             return f"is tried again in {wait.not_before - now:.0f} s: attempt {wait.attempt - 1} did not succeed"
         needs, queue, views = row.spec.needs, row.queue.value, self._sessions.views
@@ -271,6 +273,13 @@ class Board:
             return "is about to be claimed"
         names = ", ".join(view.name for view in able[:SENTENCES_MAX])
         return f"waits until one of {len(able)} peers that can run it has room ({names})"
+
+    def _without_majority(self, voters: Sequence[ActorId]) -> str:
+        gone = self._sessions.gone(voters)
+        if len(voters) - len(gone) < majority(len(voters)):
+            told = ", ".join(f"{name} {why}" for name, why in gone.items())
+            return f"no majority of its voters will ever be there again ({told}): cancel it, then `meshq retry` it"
+        return f"waits for a majority of its voters: {self._sessions.absent(voters)} cannot vote now"
 
     def _held_up(self, now: float, reading: Reading) -> str:
         """Why a task that somebody holds does not go on; empty if nothing is known against it."""

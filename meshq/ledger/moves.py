@@ -78,7 +78,7 @@ def new_seats(
     match place:
         case To(elsewhere):
             seat = Seat(queue=elsewhere, position=next_position(elsewhere), priority=row.priority.value)
-            return {} if elsewhere == queue else {task: seat}
+            return {task: seat}
         case First():
             other, before = next(queues.in_order(queue, lambda needs: True)), True
         case Last():

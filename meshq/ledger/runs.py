@@ -306,7 +306,7 @@ class Runs:
     def _record(self, own: OwnClaim, outcome: Outcome) -> None:
         """Record what exec reported. A success stands, unless another is known already (rule 1)."""
         reading = self._reading(own.task)
-        if reading.result is not None:
+        if reading.result is not None and not outcome.blameless:  # why voters had it ended is worth more than that
             outcome = replace(outcome, kind=EndKind.SUPERSEDED, reason="another attempt had succeeded")
         elif isinstance(own.state, Stopping) and outcome.kind is not EndKind.SUCCEEDED:
             leaving = own.state.kind is EndKind.RELEASED

@@ -210,11 +210,22 @@ class Sessions:
         """Whether so many of the voters can vote that a claim may succeed; always if there are none."""
         return not voters or sum(map(self.can_vote, voters)) >= majority(len(voters))
 
+    def gone(self, voters: Sequence[ActorId]) -> dict[str, str]:
+        """By name, those that will never vote again as far as this peer knows, each with why."""
+        found = {}
+        for voter in voters:
+            peer = self.voter(voter)
+            if peer is None:
+                found[self.name(voter)] = "has left"
+            elif peer in self._views and self._views[peer].telemetry.ledger_epoch > actor_ledger_epoch(voter):
+                found[self.name(voter)] = "has lost its ledger"
+        return found
+
     def absent(self, voters: Sequence[ActorId]) -> str:
         """The names of those that cannot vote now."""
         return ", ".join(self.name(voter) for voter in voters if not self.can_vote(voter))
 
     def name(self, voter: ActorId) -> str:
         """Its peer's, or the head of its id if there is no such peer any more."""
-        peer = self.voter(voter)
-        return self._views[peer].name if peer is not None and peer in self._views else voter[:8]
+        peer = self._by_prefix.get(actor_peer_prefix(voter))
+        return voter[:8] if peer is None else self._views[peer].name

@@ -10,7 +10,7 @@ from meshq.errors import TaskFailed, UsageError
 from meshq.ids import TaskId
 from meshq.ledger.board import Board
 from meshq.ledger.journal import Journal
-from meshq.ledger.moves import Before, Place
+from meshq.ledger.moves import Before, Place, To
 from meshq.ledger.retention import Shelf
 from meshq.ledger.row import Cancel, Row
 from meshq.ledger.settings import DELETED, Settings, queues_with, retention
@@ -42,6 +42,11 @@ class Steering:
     def move(self, task: TaskId, place: Place) -> None:
         """Let a waiting task wait elsewhere. UsageError if there is none, TaskFailed if it does not wait (any more)."""
         row = self._waiting(task, "moving")
+        if place == To(row.queue.value):
+            raise TaskFailed(
+                f"moving {row.spec.name!r} ({task}): it is in the queue {row.queue.value} already",
+                "`--last` puts it behind all that wait there",
+            )
         if isinstance(place, Before):
             queue = self._waiting(place.other, "moving something before").queue.value
             if queue != row.queue.value:

@@ -427,7 +427,7 @@ def test_submit_asks_for_as_many_copies_as_wanted_and_says_when_there_are_fewer(
     an_agent_that_stores(agent, "lab-1", "lab-2")
     agent.set("POST /v1/tasks", submitted(["lab-1", "lab-2"], copies=3))
     done = meshq("submit", "--copies", "3", "--", "true")
-    assert done.stderr == b"warning: stored on 1 other machines so far, 3 were asked for\n"
+    assert done.stderr == b"warning: stored on 1 other machine, 3 were asked for: there are no more\n"
     assert [json.loads(body)["copies"] for what, body in agent.requests if what == "POST /v1/tasks"] == [3]
     wrong = meshq("submit", "--copies", "none", "--", "true")
     assert (wrong.returncode, b"`all`" in wrong.stderr) == (2, True)

@@ -51,7 +51,7 @@ STEPS = [
     ("create", queue("big", peers=1), "The queue big is there\n", ""),
     ("delete", {"name": "big", "deleted": True}, "The queue big is deleted\n", ""),
     ("pause", PAUSED, "The queue gpu is paused by ann@lab-1\n", "note: 1 task of it that machines work on already will go on"),
-    ("resume", queue("gpu"), "The queue gpu is not paused\n", ""),
+    ("resume", queue("gpu"), "The queue gpu goes on: nothing pauses it\n", ""),
 ]
 
 
@@ -110,7 +110,7 @@ WRONG = [
     (["queue", "move", "t", "--to", "a b"], "error: the queue: 'a b' is no name\n"),
     (["queue", "pause"], "error: missing argument `Q`\n"),
     (["queue", "pause", "../x"], "error: the queue: '../x' is no name\n"),
-    (["queue", "show", "x" * 64], "error: the queue: '" + "x" * 64 + "' is no name\n"),
+    (["queue", "show", "x" * 64], "error: the queue: '" + "x" * 63 + "…' is no name\n"),
     (["queue", "stop", "gpu"], "error: no such command `stop`\n"),
 ]
 

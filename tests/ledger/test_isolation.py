@@ -22,7 +22,7 @@ from meshq.ledger.effects import (
     Start,
     Stop,
 )
-from meshq.ledger.holder import read
+from meshq.ledger.holder import attempts, read
 from meshq.ledger.row import Cancel, Claim, Ended, Lost, Row, Started
 from meshq.task import Claimed, EndKind, Status
 from tests.ledger.builders import actor, dot, ledger, outcome, row, spec, telemetry, view, views
@@ -184,6 +184,17 @@ def test_who_cannot_reach_a_majority_claims_nothing_and_says_why() -> None:
     assert len(only([*core.handle_peers(31.0, BOTH), *run_until(core, 31.0, 33.0)], Prepare)) == 1
 
 
+def test_a_task_whose_voters_are_gone_for_good_says_what_helps() -> None:
+    core = among(THREE)
+    core.handle_push(1.0, C, Push(number=1, rows=(strict(),), dots=()))
+    lost = view("c", telemetry(ledger_epoch=2))
+    core.handle_peers(2.0, views(view("a"), replace(dead("b", 1.0), left=True), lost))
+    assert core.waiting_reason(3.0, strict().task) == (
+        "no majority of its voters will ever be there again (b has left, c has lost its ledger): "
+        "cancel it, then `meshq retry` it"
+    )
+
+
 def test_a_claim_that_can_get_no_majority_any_more_is_released_at_once_and_blameless() -> None:
     core, task, token = claimed()
     sends = only(core.handle_timeout(2.0), SendGrants)
@@ -219,6 +230,19 @@ def test_a_claim_that_runs_is_recorded_as_ended_only_when_it_has_ended() -> None
     assert Dot(actor("a"), 1) not in read(row_in(core, task)).ended
     core.handle_ended(4.0, token, outcome(EndKind.SUPERSEDED))
     assert read(row_in(core, task)).ended[Dot(actor("a"), 1)].kind is EndKind.SUPERSEDED
+
+
+def test_what_its_voters_had_ended_says_so_though_another_attempt_has_succeeded_meanwhile() -> None:
+    core, task, token = running()
+    core.handle_stall(2.0, 100.0)  # what it hears first now may be old
+    core.handle_ended(2.1, token, outcome(EndKind.RELEASED, reason="cut off", blameless=True))
+    later = (dot("b", 1), Claim(attempt=2, peer=B, seen=row_in(core, task).vector))
+    lost = (dot("b", 2), Lost(claim=Dot(actor("a"), 1), reason="was not seen", at=0.0))
+    other = with_facts(row_in(core, task), lost, later, (dot("b", 3), Ended(claim=dot("b", 1), outcome=outcome())))
+    core.handle_push(3.0, B, Push(number=2, rows=(other,), dots=()))
+    run_until(core, 3.0, 60.0)
+    first = attempts(row_in(core, task))[0]
+    assert (first.status, first.reason) == ("lost", "cut off")
 
 
 def test_an_adopted_attempt_goes_on_being_renewed() -> None:

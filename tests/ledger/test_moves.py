@@ -109,7 +109,8 @@ def test_a_move_to_another_queue_goes_behind_all_that_wait_there_and_keeps_its_p
     queued(core, 3, 0, queue="gpu")
     assert (move(core, second, To("gpu")), names(core), names(core, "gpu")) == (1, "t0", "t0 t1 t1")
     assert [row_in(core, each).spec.priority for each in core.waiting_in("gpu")] == [3, 3, 0]
-    assert core.move(3.0, second, To("gpu")) == []
+    with pytest.raises(TaskFailed, match="is in the queue gpu already"):
+        core.move(3.0, second, To("gpu"))
     assert (core.position(first), core.position(second)) == (1, 2)
 
 
