@@ -127,7 +127,7 @@ class Agent:
         timing = {"lan": ledger_timing.LAN, "wan": ledger_timing.WAN, "fast": ledger_timing.FAST}[profile]
         core = Ledger(
             self._me, stored.ledger_epoch, timing, stored.rows, stored.vector, stored.floors, rng, now, stored.settings,
-            stored.grants,
+            stored.grants, new_actor=stored.new_actor,
         )  # fmt: skip
         core.set_wall_offset(now, time.time())
         self._ledger_core = core

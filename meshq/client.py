@@ -29,6 +29,7 @@ from meshq.documents import (
     PeerDocument,
     QueueDetailsDocument,
     QueueDocument,
+    RetentionDocument,
     StatusDocument,
     SubmittedDocument,
     TaskDocument,
@@ -200,6 +201,13 @@ class Client:
     def clear_queue(self, queue: str) -> ClearedDocument:
         """Cancel what waits in it."""
         return cast(ClearedDocument, self._post(_queue_path(queue, "clear"), {}, SUBMIT_SECONDS))
+
+    def retention(self) -> RetentionDocument:
+        return cast(RetentionDocument, self._get("/v1/retention"))
+
+    def keep(self, *, days: float | None = None, tasks: int | None = None) -> RetentionDocument:
+        """Keep ended tasks for so many days, and at most so many; None: as it is."""
+        return cast(RetentionDocument, self._post("/v1/retention", {"days": days, "tasks": tasks}))
 
     # ---- waiting, logs and outputs
 

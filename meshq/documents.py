@@ -146,6 +146,13 @@ class ClearedDocument(TypedDict):
     cancelled: int
 
 
+class RetentionDocument(TypedDict):
+    """For how long, and how many of, the tasks that are over are kept."""
+
+    days: float
+    tasks: int
+
+
 class DeletedDocument(TypedDict):
     name: str
     deleted: bool

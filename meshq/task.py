@@ -194,6 +194,7 @@ class Telemetry:
     environments: tuple[str, ...] = ()  # heads of the keys of cached environments, the one used last first
     wall: float = 0.0  # this peer's wall clock when it said all this, in seconds; 0: unknown. For display only
     damped: bool = False  # `problem` is no more than that it flaps: it counts as long as most others don't
+    profile: str = ""  # of its gossip and leases; empty: it does not say
 
 
 class EndKind(StrEnum):

@@ -51,6 +51,7 @@ def publish(
         keys=keys,
         ring=ring,
         wall=_short(wall) or 0.0,
+        profile=settings.profile,
     )
     return fitted(telemetry if sample is None else _with_sample(telemetry, sample, gpus_allowed))
 

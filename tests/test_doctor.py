@@ -94,6 +94,7 @@ SICK: dict[str, Callable[[Facts], Facts]] = {
     "identity": lambda facts: replace(facts, clone=member("ada", "a")),
     "name": lambda facts: replace(facts, wanted_name="ann"),
     "version": lambda facts: replace(facts, members=(ME, member("bob", "b", version="2"))),
+    "profile": lambda facts: replace(facts, profiles={BOB.peer: "fast"}),
     "clock": lambda facts: replace(facts, clocks={BOB.peer: 9.0}),
     "keys": lambda facts: replace(facts, keys=KeyRing(in_use="k1", held=("k2",))),
     "udp": lambda facts: with_links(facts, link(udp=False)),
@@ -229,6 +230,11 @@ def test_other_versions_are_named_with_who_has_them(facts: Facts) -> None:
     others = (member("bob", "b", version="2"), member("cyd", "c", version="2"), member("dan", "d", Liveness.DEAD, version="3"))
     found = check(replace(facts, members=(ME, *others, member("eve", "e", version=""))), "version")
     assert found.detail == "this peer has 1, others differ: 2: bob, cyd"
+
+
+def test_other_profiles_are_named_and_who_does_not_say_is_not(facts: Facts) -> None:
+    found = check(replace(facts, members=(ME, BOB, CYD), profiles={BOB.peer: "fast"}), "profile")
+    assert (found.ok, found.detail) == (False, "this peer has lan, others differ: fast: bob")
 
 
 CLOCKS: list[tuple[dict[PeerId, float], bool, str]] = [

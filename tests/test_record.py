@@ -100,6 +100,7 @@ def test_every_field_comes_back() -> None:
     told = replace(
         machine(sliced(0), gpu(1, task_id(), foreign=2)),
         problem="no disk",
+        profile="fast",
         damped=True,
         gpu_problem="lost",
         draining=True,

@@ -45,7 +45,7 @@ def command(*, completion: bool) -> Any:
     app.command("submit", cls=submit.SubmitCommand)(submit.submit)
     plain = (
         join.join, join.leave, mesh.status, tasks.tasks, tasks.show, tasks.logs, tasks.wait, tasks.fetch,
-        tasks.cancel, tasks.retry, mesh.peers, mesh.doctor, mesh.demo,
+        tasks.cancel, tasks.retry, mesh.peers, mesh.retention, mesh.doctor, mesh.demo,
     )  # fmt: skip
     for function in plain:
         app.command(function.__name__, cls=Command)(function)

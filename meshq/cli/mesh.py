@@ -1,4 +1,4 @@
-"""Commands that look at the whole mesh: `status`, `peers`, `doctor`, `demo`."""
+"""Commands for the whole mesh: `status`, `peers`, `retention`, `doctor`, `demo`."""
 
 import contextlib
 import sys
@@ -59,8 +59,24 @@ def peers(json: Json = False) -> None:
         screen.say(*layouts.peer_lines(found, screen.width(), screen.paint))
 
 
+def retention(
+    days: Annotated[float | None, typer.Option("--days", metavar="N", help="Forget what has been over for longer.")] = None,
+    tasks: Annotated[
+        int | None, typer.Option("--tasks", metavar="N", help="Of more than so many, forget what ended first.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Show or set how long the mesh keeps tasks that are over."""
+    with Client() as client:
+        kept = client.retention() if days is None and tasks is None else client.keep(days=days, tasks=tasks)
+    if json:
+        screen.document(kept)
+    else:
+        screen.say(f"Tasks that are over are kept for {kept['days']:g} days, the last {kept['tasks']:,} of them")
+
+
 def doctor(json: Json = False) -> None:
-    """Check this machine, its network and its agent, and say what to do. Exits with 1 if a check fails."""
+    """Check this machine, its network and agent, and say what to do. Exits with 1 if a check fails."""
     with Client() as client:
         report = client.doctor()
     if json:
@@ -76,7 +92,7 @@ def demo(
         Path | None, typer.Option("--to", metavar="DIR", help="Where the outputs go (default: ./meshq-demo-outputs).")
     ] = None,
 ) -> None:
-    """Run a mesh of three agents on this machine, and lose one of them. Needs no agent and leaves none."""
+    """Run a mesh of three agents on this machine, and lose one. Needs no agent and leaves none."""
     from meshq.cli.demo import run_demo
 
     run_demo(to)

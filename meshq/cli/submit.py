@@ -101,7 +101,7 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow", help="Show its output, then exit with its code.")] = False,
     json: Json = False,
 ) -> None:
-    """Run a Python script (or a command) on whichever machine is free.
+    """Run a Python script or a command on whichever machine is free.
 
     Options stand before the script or directly after it; the script's own arguments follow. A command stands behind `--`:
     `meshq submit [OPTIONS] -- COMMAND`.

@@ -75,7 +75,7 @@ def logs(
     attempt: Annotated[int | None, typer.Option("--attempt", min=1, metavar="N", help="Only of this attempt.")] = None,
     tail: Annotated[int | None, typer.Option("--tail", min=0, metavar="N", help="Only the last N lines.")] = None,
 ) -> None:
-    """Print what a task wrote, from whichever machine it runs or ran on.
+    """Print what a task wrote, wherever it runs or ran.
 
     stdout gets the log and nothing else. With `--follow`, lines such as `--- attempt 2 on lab-2 ---` go to stderr.
     """

@@ -18,7 +18,7 @@ __all__ = [
 ]  # fmt: skip
 
 CHECKS: Final[tuple[Callable[[Facts], Check], ...]] = (
-    mesh.peers, mesh.identity, mesh.name, mesh.version, mesh.clock, mesh.keys,
+    mesh.peers, mesh.identity, mesh.name, mesh.version, mesh.profile, mesh.clock, mesh.keys,
     network.udp, network.tcp, network.discovery, network.addresses,
     mesh.flapping, host.health, host.files, host.disk, host.ledger, host.gpus, host.docker, host.environments, host.git,
     host.isolation, host.user, host.claims,

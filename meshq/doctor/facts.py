@@ -133,6 +133,7 @@ class Facts:
     port: int = 0
     bind: str = ""  # in the form of `normal_bind`
     profile: str = "lan"
+    profiles: Mapping[PeerId, str] = field(default_factory=dict)  # those of the others that say theirs
     wanted_name: str = ""
     gpus_wanted: bool = True
     gpu_faults: Mapping[int, str] = field(default_factory=dict)  # of those that may be given to tasks

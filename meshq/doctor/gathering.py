@@ -53,6 +53,7 @@ def gather(
         port=port,
         bind=normal_bind(settings.bind or ""),
         profile=settings.profile,
+        profiles={peer: told for peer in others if (told := peers.telemetry(peer).profile)},
         addresses=addresses,
         mdns=settings.mdns,
         mdns_problem=mdns_problem,

@@ -1,5 +1,6 @@
 """The doctor's questions about the mesh: who is there, whether they agree with this peer, and whether they count on it."""
 
+from collections.abc import Mapping
 from ipaddress import ip_address
 from statistics import median_high, median_low
 from typing import Final
@@ -7,6 +8,7 @@ from typing import Final
 from meshq.config import Home
 from meshq.doctor.facts import Check, Facts, fine, named, wrong
 from meshq.doctor.network import isolated
+from meshq.ids import PeerId
 from meshq.peers import is_alive
 
 SKEW_MAX: Final = 2.0  # seconds; the age of telemetry is known to a fraction of that, unless an agent is held up
@@ -86,17 +88,29 @@ def name(facts: Facts) -> Check:
 
 def version(facts: Facts) -> Check:
     """Do all run the same meshq?"""
-    mine = facts.me.version
-    by_version: dict[str, list[str]] = {}
-    for member in facts.others_alive():
-        if member.version and member.version != mine:
-            by_version.setdefault(member.version, []).append(member.name)
-    if not by_version:
-        return fine("version", mine)
-    others = "; ".join(f"{other}: {named(names)}" for other, names in sorted(by_version.items())[:4])
-    return wrong(
-        "version", f"this peer has {mine}, others differ: {others}", "install one version everywhere, and `meshq join` again"
+    versions = {member.peer: member.version for member in facts.others_alive()}
+    return _same_everywhere(
+        facts, "version", facts.me.version, versions, "install one version everywhere, and `meshq join` again"
     )
+
+
+def profile(facts: Facts) -> Check:
+    """Do all take as long to hold a machine dead, and its leases for over?"""
+    fix = "run `meshq join --profile P` with one P on every machine"
+    return _same_everywhere(facts, "profile", facts.profile, facts.profiles, fix)
+
+
+def _same_everywhere(facts: Facts, name: str, mine: str, theirs: Mapping[PeerId, str], fix: str) -> Check:
+    """`theirs`: what the other peers have; empty if they don't say."""
+    others: dict[str, list[str]] = {}
+    for member in facts.others_alive():
+        other = theirs.get(member.peer, "")
+        if other and other != mine:
+            others.setdefault(other, []).append(member.name)
+    if not others:
+        return fine(name, mine)
+    differ = "; ".join(f"{other}: {named(names)}" for other, names in sorted(others.items())[:4])
+    return wrong(name, f"this peer has {mine}, others differ: {differ}", fix)
 
 
 def clock(facts: Facts) -> Check:

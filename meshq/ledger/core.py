@@ -27,7 +27,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from meshq.config import ARRAY_TASKS_MAX
-from meshq.ids import Dot, Fence, PeerId, TaskId
+from meshq.ids import ACTOR_PEER_CHARS, Dot, Fence, PeerId, TaskId, actor_peer_prefix
 from meshq.ledger.admission import admit
 from meshq.ledger.antientropy import AntiEntropy
 from meshq.ledger.authorship import Authorship
@@ -59,7 +59,7 @@ from meshq.ledger.holder import Reading
 from meshq.ledger.journal import Journal
 from meshq.ledger.moves import Place
 from meshq.ledger.pushes import PUSH_ALL_MAX, Pushes, audience, batches, parts
-from meshq.ledger.replica import Replica
+from meshq.ledger.replica import Replica, includes
 from meshq.ledger.requests import Requests
 from meshq.ledger.retention import Shelf
 from meshq.ledger.row import Lost, Row, Vector
@@ -91,7 +91,10 @@ class Ledger:
         now: float,
         settings: Settings = NOTHING_SET,
         grants: Mapping[TaskId, Grant] | None = None,
+        *,
+        new_actor: bool = False,
     ) -> None:
+        """`new_actor`: nobody ever wrote or voted as the actor of this ledger epoch."""
         self._me = me
         self._config = config
         self._rng = rng
@@ -108,7 +111,7 @@ class Ledger:
         self._sync = AntiEntropy(config, rng, self._replica, now)
         self._donor = Donor(self._replica, run=rng.getrandbits(48))
         self._counters: Counter[str] = Counter()
-        self._grants = Grants(me, config, self._journal, self._board, self._sessions, grants or {}, now)
+        self._grants = Grants(me, config, self._journal, self._board, self._sessions, grants or {}, now, new=new_actor)
         self._runs = Runs(me, config, self._journal, self._board, self._sessions, self._pushes, self._grants)
         self._forgetting = Forgetting(self._journal, self._board, self._runs, self.catalog, self._shelf)
         self._steering = Steering(self._journal, self._board, self._shelf)
@@ -207,17 +210,23 @@ class Ledger:
         return self._finish(now)
 
     def _pass_on(self, now: float, peers: Sequence[PeerId]) -> None:
-        """Push the rows that are ahead of the vector: no sync asks for them if their writer, and the gap before, is gone.
+        """Push what is ahead of the vector, settings too: no sync asks for it if its writer, and the gap before, is gone.
 
         Of more than are pushed at a time others each time; whoever gets them then has so many that it compares all
         (`handle_push`).
         """
-        ahead = sorted(self._replica.above(self._replica.vector)) if peers else []
+        if not peers:
+            return
+        replica = self._replica
+        ahead = sorted(replica.above(replica.vector))
         if len(ahead) > AHEAD_MAX:
             ahead = self._rng.sample(ahead, AHEAD_MAX)
-        for rows in batches(self._journal.row(task) for task in ahead):
+        passed = [Push(number=0, rows=rows, dots=()) for rows in batches(self._journal.row(task) for task in ahead)]
+        if not includes(replica.vector, replica.settings.vector):
+            passed.append(Push(number=0, rows=(), dots=(), settings=replica.settings))
+        for push in passed:
             self._push_number += 1
-            self._journal.after += self._pushes.send(now, peers, Push(number=self._push_number, rows=rows, dots=()))
+            self._journal.after += self._pushes.send(now, peers, replace(push, number=self._push_number))
 
     def handle_capacity(self, now: float, telemetry: Telemetry) -> list[Effect]:
         """This peer's own telemetry, before gossip carries it around."""
@@ -245,8 +254,10 @@ class Ledger:
         born = frozenset(push.dots)
         self._journal.durable |= any(row.birth in born or row.task in new for row in push.rows if row.task not in refused)
         if self._steering.absorb_settings(now, push.settings) and not refused:
-            self._replica.cover(push.dots, push.rows, push.settings)
-            self._recent.extend(push.dots[-RECENT_MAX:])
+            theirs = tuple(dot for dot in push.dots if actor_peer_prefix(dot.actor) == peer[:ACTOR_PEER_CHARS])
+            self._counters["dots_of_others_left_to_syncs"] += len(push.dots) - len(theirs)  # of a request submitted again
+            self._replica.cover(theirs, push.rows, push.settings)
+            self._recent.extend(theirs[-RECENT_MAX:])
         for row in push.rows:
             self._runs.pushed(peer, row)
         if push.rows and not push.dots and len(tuple(self._replica.above(self._replica.vector))) >= AHEAD_MAX:

@@ -15,7 +15,8 @@ its actor, so a voter whose database was lost, restored or replaced, and its gra
   grant is on its disk, until when is not: a restart counts as a renewal of all grants, and so renewals cost nothing there.
   A disk may have been set back as a whole, which nothing shows: votes are no writes of the ledger. So for `grant_ttl` after a
   start, until all has run out that an earlier run can have granted, it grants nothing, and renews only what has started and
-  has no later attempt: what has lost its grants since is dead by then, and nothing of it starts again.
+  has no later attempt: what has lost its grants since is dead by then, and nothing of it starts again. A new actor need not
+  wait: as that one, no earlier run can have voted.
   The asker (`Asker`) asks all voters when the claim is written and then every `grant_renew`, with one message to each voter for
   all of its claims. It counts from before it sends and the voter from when it accepts; of the seconds it relies on 98 %, for
   no clock is wrong by more than 1 % (quartzes are by a hundredth of that). So its count is always the first to end.
@@ -107,7 +108,7 @@ class Voter:
     def __init__(self, grants: Mapping[TaskId, Grant], now: float, ttl: float = 0.0) -> None:
         """`grants`: what is on the disk. Each is renewed hereby.
 
-        `ttl`: for how long an earlier run has let itself be bound; 0 is right only where no disk is ever set back.
+        `ttl`: for how long an earlier run has let itself be bound; 0 if there was none, as this actor.
         """
         self._grants = dict(grants)
         self._unbound_at = now + max([ttl, *(grant.seconds for grant in grants.values())]) if ttl else now
@@ -282,14 +283,15 @@ class Grants:
 
     def __init__(
         self, me: PeerId, config: LedgerConfig, journal: Journal, board: Board, sessions: Sessions,
-        stored: Mapping[TaskId, Grant], now: float,
+        stored: Mapping[TaskId, Grant], now: float, *, new: bool = False,
     ) -> None:  # fmt: skip
+        """`new`: nobody ever voted as the actor that this peer is."""
         self._me = me
         self._config = config
         self._journal = journal
         self._board = board
         self._sessions = sessions
-        self._voter = Voter(stored, now, config.grant_ttl)
+        self._voter = Voter(stored, now, 0.0 if new else config.grant_ttl)
         self._asker = Asker(config)
         self._kept: dict[Fence, float] = {}
         self._forget_at = now + config.grant_ttl if stored else inf

@@ -22,7 +22,7 @@ Algorithm (design section 5; rules by the names used there).
      beyond all writes costs comparisons, and loses nothing.
   R7 Floors are merged after each completed sync, as far as it told them (all of them in R6).
   Of a database that was lost, the others know later writes than its owner: then the owner takes a new ledger epoch, hence a
-  new actor, and its old writes come back like a stranger's.
+  new actor, and its old writes come back like a stranger's. What others say drives it so far and no further (`_mint`).
 
 Limits. Rows, bytes of a row, facts of a row, actors; what exceeds them is refused and counted, and a sync that brought it is
 not adopted. What never happens in a sound mesh is counted as a bug: a seen write that its row lacks, two rows of the same
@@ -85,6 +85,8 @@ CLAIMS_OF_ATTEMPT_MAX = 512  # so many machines must each be cut off from all ot
 VOTERS_MAX = 5  # two may be gone; more would only cost messages
 EPOCH_STEP_MAX = 2**20  # a new ledger epoch is so much above the last: of two copies of a home both take one
 EPOCH_AHEAD_MAX = 256 * EPOCH_STEP_MAX  # a home that was restored, or lost but for its key, has missed fewer new epochs
+EPOCHS_SHARE = 3  # in one life of a process nobody is believed that says more than a third of what is left was used up
+EPOCH_STEPS_MIN = 4_096  # so many steps, at least, are left to go in what is left
 ACTORS_MAX = 16_384  # a peer that lost its database a thousand times over is one of the mesh's smaller problems
 
 
@@ -111,6 +113,7 @@ class Replica:
         self._me = me
         self._rng = rng
         self._actor = actor_id(me, ledger_epoch)
+        self._epoch_most = ledger_epoch + min(EPOCH_AHEAD_MAX, (LEDGER_EPOCH_MAX - ledger_epoch) // EPOCHS_SHARE)
         self._table = RowTable(rows)
         self._vector = dict(vector)
         self._floors = dict(floors)
@@ -261,7 +264,7 @@ class Replica:
 
     def absorb_settings(self, settings: Settings) -> bool:
         """Merge the settings of another peer. False: they were refused, nothing was changed, and a counter says why."""
-        if why := broken(settings) or ("epoch_too_far" if self._is_too_far(settings.vector) else ""):
+        if why := broken(settings):
             self.counters[f"settings_refused_{why}"] += 1
             return False
         if includes(self._settings.vector, settings.vector):
@@ -348,9 +351,6 @@ class Replica:
 
     def adopt(self, upto: Vector, floors: Vector) -> bool:
         """Take over the donor's vector and floors, now that all rows of the sync are here. False: refused, and counted."""
-        if self._is_too_far(upto) or self._is_too_far(floors):
-            self.counters["vectors_refused_epoch_too_far"] += 1
-            return False
         if not (sound(upto) and sound(floors) and len({*self._vector, *upto, *self._floors, *floors}) <= ACTORS_MAX):
             self.counters["vectors_refused"] += 1
             return False
@@ -454,27 +454,23 @@ class Replica:
     def _mint(self, vector: Vector) -> None:
         """Take a new ledger epoch, above all that anybody knows of, by a step that no copy of this disk will take, too.
 
+        Anybody can say that I have been what I never was: what is too far off is not believed, but not refused either, for a
+        sync that brings it must come to its end. And the more epochs are used up the shorter are the steps, so that no number
+        of such lies that ACTORS_MAX allows for uses them up.
         StoreError if there is none left; nothing was changed.
         """
-        mine = self._me[:ACTOR_PEER_CHARS]
+        mine, most = self._me[:ACTOR_PEER_CHARS], max(self._epoch_most, self.ledger_epoch)
         everywhere = ((self._actor,), vector, self._vector, self._table.actors, self._settings.vector)
-        known = [actor for seen in everywhere for actor in seen if actor.startswith(mine)]
-        step = 1 + (self._rng.randrange(EPOCH_STEP_MAX) if self._rng is not None else 0)
-        highest = max(actor_ledger_epoch(actor) for actor in known)
+        said = [actor for seen in everywhere for actor in seen if actor.startswith(mine) and is_actor_id(actor)]
+        highest = max(epoch for epoch in map(actor_ledger_epoch, said) if epoch <= most)
+        step_max = min(EPOCH_STEP_MAX, 1 + (LEDGER_EPOCH_MAX - highest) // EPOCH_STEPS_MIN)
+        step = 1 + (self._rng.randrange(step_max) if self._rng is not None else 0)
         if highest >= LEDGER_EPOCH_MAX:
             raise StoreError("writing to the ledger: all ledger epochs of this peer are used up", "give it a new key")
         self._minted = min(highest + step, LEDGER_EPOCH_MAX)
         self._actor = actor_id(self._me, self._minted)
         self.trusted = True
         self.counters["ledger_epochs_minted"] += 1
-
-    def _is_too_far(self, actors: Iterable[ActorId]) -> bool:
-        """Whether one of them is an actor of mine that I can hardly have been: above it there must be room for new ones."""
-        mine, most = self._me[:ACTOR_PEER_CHARS], min(self.ledger_epoch + EPOCH_AHEAD_MAX, LEDGER_EPOCH_MAX - EPOCH_STEP_MAX)
-        return any(
-            actor_peer_prefix(actor) == mine and is_actor_id(actor) and actor_ledger_epoch(actor) > max(most, self.ledger_epoch)
-            for actor in actors
-        )
 
     def _broken(self, row: Row) -> str:
         """Why the row can't be taken over, in one word; empty if it can."""
@@ -487,8 +483,6 @@ class Replica:
                 return "malformed"
             if len({*self._table.actors, *self._floors, *new}) > ACTORS_MAX:
                 return "too_many_actors"
-            if self._is_too_far(new):
-                return "epoch_too_far"
         if _has_too_many_claims(row):
             return "too_many_claims"
         return "" if _well_formed(row) else "malformed"

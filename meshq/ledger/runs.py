@@ -14,7 +14,7 @@ from math import inf
 from typing import assert_never
 
 from meshq import codec
-from meshq.ids import Dot, Fence, PeerId, TaskId, fence, split_fence
+from meshq.ids import Dot, Fence, PeerId, TaskId, actor_ledger_epoch, fence, split_fence
 from meshq.ledger.board import Board
 from meshq.ledger.effects import Prepare, Start, Stop
 from meshq.ledger.grants import Grants
@@ -49,6 +49,7 @@ class Runs:
         self._held: dict[Fence, Outcome] = {}  # ends of own claims that wait until this peer has proven its session
         self._running_unknown: dict[Fence, Outcome | None] = {}  # of claims whose rows are not (yet) here
         self._vanished: dict[TaskId, None] = {}  # own claims of which exec knows nothing: their ends wait, too
+        self._of_older: dict[TaskId, None] = {}  # the same, of an earlier ledger epoch: others say what became of them
         self._unmet = True  # at the last `announce_again` some that were known at the start were still on the way
         self.adopted = False
         self.ends_of_ended_claims = 0
@@ -142,6 +143,7 @@ class Runs:
             self.results_of_purged_tasks += self._held.pop(own.fence, None) is not None
             self._journal.after.append(Stop(own.fence, "superseded"))
         self._vanished.pop(task, None)
+        self._of_older.pop(task, None)
 
     def drop_purged(self) -> None:
         """Give up claims of this peer that it has written, that exec has, and that no row has: their tasks were purged."""
@@ -204,10 +206,20 @@ class Runs:
                     self.ended(now, token, outcome)
             elif dot in reading.live and self._sessions.blocked(now):
                 self._vanished[task] = None
+            elif dot in reading.live and self._sessions.alive and self._is_older(dot):
+                self._of_older[task] = None
             elif dot in reading.live:
                 why = "its peer restarted and found nothing of it"
                 lost = Outcome(kind=EndKind.LOST, reason=why, ended_at=self._journal.wall(now))
                 self._journal.write(task, Ended(claim=dot, outcome=lost))
+
+    def _is_older(self, dot: Dot) -> bool:
+        """Whether this peer wrote that in an earlier ledger epoch.
+
+        If this disk was lost or set back, the others see the new epoch and hold the claim lost. But if it is a copy of one
+        whose agent lives, that one still runs the claim, and must not be told by its clone that it has ended.
+        """
+        return actor_ledger_epoch(dot.actor) < self._journal.replica.ledger_epoch
 
     def _adopt_one(self, now: float, task: TaskId, dot: Dot, claim: Claim, reading: Reading) -> OwnClaim:
         if dot in reading.started:
@@ -267,6 +279,9 @@ class Runs:
             return
         self._journal.touched |= self._vanished
         self._vanished = {}
+        if not self._sessions.alive:
+            self._journal.touched |= self._of_older  # there is nobody who could hold them lost
+            self._of_older = {}
         held, self._held = self._held, {}
         for token, outcome in held.items():
             self.ended(now, token, outcome)

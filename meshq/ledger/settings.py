@@ -36,6 +36,8 @@ KEPT_DAYS_DEFAULT: Final = 7.0
 KEPT_TASKS_DEFAULT: Final = 50_000
 KEPT_TASKS_MAX: Final = 100_000
 KEPT_DAYS_MAX: Final = 3_650.0
+KEPT_DAYS_MIN: Final = 0.1  # who waits for a task must still find its end
+KEPT_TASKS_MIN: Final = 100
 DELETED: Final = ""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
@@ -159,6 +161,18 @@ def retention(settings: Settings) -> Retention:
         seconds=86_400 * _number(settings.value("retention/days"), KEPT_DAYS_MAX, KEPT_DAYS_DEFAULT),
         tasks=int(_number(settings.value("retention/tasks"), KEPT_TASKS_MAX, KEPT_TASKS_DEFAULT)),
     )
+
+
+def keeping(days: float | None, tasks: int | None) -> dict[str, str]:
+    """What to set so that ended tasks are kept for so many days, and so many; None: as it is. UsageError if out of range."""
+    for number, low, high, what in (
+        (days, KEPT_DAYS_MIN, KEPT_DAYS_MAX, "days"),
+        (tasks, KEPT_TASKS_MIN, KEPT_TASKS_MAX, "tasks"),
+    ):
+        if number is not None and not low <= number <= high:
+            raise UsageError(f"--{what}: {number:g} is out of range", f"choose a number from {low:g} to {high:,g}")
+    said = {} if days is None else {"retention/days": f"{days:.6g}"}
+    return said if tasks is None else said | {"retention/tasks": str(tasks)}
 
 
 def _number(text: str, most: float, default: float) -> float:

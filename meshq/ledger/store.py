@@ -63,6 +63,7 @@ class Stored:
     floors: Vector
     settings: Settings = NOTHING_SET
     grants: Mapping[TaskId, Grant] = field(default_factory=dict)
+    new_actor: bool = False  # its ledger epoch was drawn since the store was opened: nobody ever wrote or voted as this actor
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class Store:
         self._peer = peer
         self._connect = connect
         self._database: Database | None = None
+        self._drawn = False  # a ledger epoch
         self.counters: Counter[str] = Counter()
 
     @classmethod
@@ -298,6 +300,7 @@ class Store:
             floors=self._read_vector("floors"),
             settings=settings.get(_SETTINGS, NOTHING_SET),
             grants={TaskId(task): grant for task, grant in grants.items()},
+            new_actor=self._drawn,
         )
 
     def _decode_all(self, table: str, key: str, kind: type[T], bytes_max: int, damaged: list[_Damage]) -> dict[str, T]:
@@ -420,6 +423,7 @@ class Store:
                 f"taking a new ledger epoch in {self._home.root}: this peer has used up all that there are",
                 f"remove {self._home.identity}: then this machine joins as a new peer",
             )
+        self._drawn = True
         return ledger_epoch
 
     def _write_counter(self, ledger_epoch: int) -> None:

@@ -68,6 +68,8 @@ class ControlApi:
                 web.get("/v1/queues", self._queues),
                 web.get("/v1/queues/{queue}", self._show_queue),
                 web.post("/v1/queues/{queue}/{step:create|delete|pause|resume|clear}", self._change_queue),
+                web.get("/v1/retention", self._retention),
+                web.post("/v1/retention", self._keep),
                 web.post("/v1/objects/missing", self._missing),
                 web.post("/v1/objects", self._put),
                 web.post("/v1/leave", self._leave),
@@ -174,6 +176,16 @@ class ControlApi:
             case _:
                 answer = await queues.clear(uid, queue)
         return web.json_response(answer)
+
+    async def _retention(self, request: web.Request) -> web.Response:
+        return web.json_response(self._desk.retention())
+
+    async def _keep(self, request: web.Request) -> web.Response:
+        document = await _read_json(request)
+        days, tasks = (document.get("days"), document.get("tasks")) if isinstance(document, dict) else ("", "")
+        if not isinstance(days, int | float | None) or not isinstance(tasks, int | None):
+            raise UsageError("`days` must be a number and `tasks` a whole number, or null")
+        return web.json_response(await self._desk.keep(days, tasks))
 
     async def _missing(self, request: web.Request) -> web.Response:
         document = await _read_json(request, bytes_max=config.SOURCE_FILES_MAX * 64)

@@ -20,6 +20,7 @@ from meshq.exec.objects import ObjectStore
 from meshq.ids import Fence, ObjectId, PeerId, TaskId, is_object_id, is_task_id
 from meshq.ledger import holder
 from meshq.ledger.row import Row
+from meshq.ledger.settings import keeping, retention
 from meshq.ledger.shell import LedgerShell
 from meshq.peers import Peers, is_alive
 from meshq.pieces import Piece, left_out
@@ -183,6 +184,16 @@ class Desk:
                 submitted_peer=me,
             )
         )
+
+    def retention(self) -> Document:
+        """How long tasks are kept that are over, in the whole mesh."""
+        kept = retention(self._ledger.core.settings)
+        return {"days": kept.seconds / 86_400, "tasks": kept.tasks}
+
+    async def keep(self, days: float | None, tasks: int | None) -> Document:
+        """Change it, at once and everywhere."""
+        await self._ledger.change_settings(keeping(days, tasks))
+        return self.retention()
 
     async def retry(self, uid: int, reference: str) -> Document:
         """A new task with the same spec."""

@@ -66,6 +66,18 @@ def test_a_step_is_one_request_and_one_sentence(
     assert json.loads(meshq("queue", step, answer["name"], "--json").stdout) == answer
 
 
+def test_retention_is_shown_and_set(meshq: Meshq, agent: SmallAgent) -> None:
+    kept = {"days": 30.0, "tasks": 1000}
+    agent.set("GET /v1/retention", kept)
+    agent.set("POST /v1/retention", kept)
+    sentence = "Tasks that are over are kept for 30 days, the last 1,000 of them\n"
+    assert said(meshq("retention")) == (0, sentence, "")
+    assert said(meshq("retention", "--days", "30")) == (0, sentence, "")
+    assert json.loads(meshq("retention", "--tasks", "1000", "--json").stdout) == kept
+    route = "POST /v1/retention"
+    assert sent(agent)[1:] == [(route, {"days": 30.0, "tasks": None}), (route, {"days": None, "tasks": 1000})]
+
+
 def test_clear_says_how_many_before_it_cancels_them(meshq: Meshq, agent: SmallAgent) -> None:
     agent.set("GET /v1/queues/gpu", PAUSED | {"served_by": [], "waiting": []})
     agent.set("POST /v1/queues/gpu/clear", {"name": "gpu", "cancelled": 2})

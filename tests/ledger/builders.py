@@ -84,10 +84,9 @@ def ledger(name: str = "a", rows: Iterable[Row] = (), *, config: LedgerConfig = 
     mine = max((one.vector.get(actor(name), 0) for one in known), default=0)
     values: dict[str, Any] = {"vector": {actor(name): mine} if mine else {}, "floors": {}, "rng": Random(1)}
     confirmed = more.pop("confirmed", True)
-    core = Ledger(peer(name), 1, config, known, now=now, **(values | more))
+    core = Ledger(peer(name), 1, config, known, now=now, **(values | {"new_actor": confirmed} | more))
     if confirmed:
         core._authorship._confirmed = True
-        core._grants._voter._unbound_at = now
     return core
 
 

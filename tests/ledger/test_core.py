@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -44,9 +44,9 @@ def alone() -> Ledger:
     return core
 
 
-def among(seen: Mapping[PeerId, PeerView] = THREE, *rows: Row, name: str = "a") -> Ledger:
+def among(seen: Mapping[PeerId, PeerView] = THREE, *rows: Row, name: str = "a", **more: Any) -> Ledger:
     """A core that has met these peers and heard from one of them after its start."""
-    core = ledger(name, rows)
+    core = ledger(name, rows, **more)
     core.adopt(0.0, [])
     [asked, *_] = only(core.handle_peers(0.0, seen), SendSync)
     core.handle_sync_answer(0.0, asked.peer, nothing_new(asked))

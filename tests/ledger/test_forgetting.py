@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from meshq.ids import Dot, TaskId, fence
+from meshq.ids import Dot, TaskId, actor_peer_prefix, fence
 from meshq.ledger import retention as module
 from meshq.ledger.core import Ledger
 from meshq.ledger.effects import Persist, Push, PushReply, RowChanged, SendPush, SendSync, Stop
@@ -139,13 +139,14 @@ def test_a_task_that_ends_here_is_forgotten_in_its_time() -> None:
 
 def purged_by_others(core: Ledger, born: Row, now: float = 1.0) -> None:
     """The core hears of a task that it has then forgotten."""
-    core.handle_push(now, B, Push(number=1, rows=(born,), dots=(born.birth,)))
+    submitter = next(each for each in (B, C) if each.startswith(actor_peer_prefix(born.birth.actor)))
+    core.handle_push(now, submitter, Push(number=1, rows=(born,), dots=(born.birth,)))
     core._forgetting.forget([born.task])
     core._finish(now)
 
 
 def test_a_push_of_a_purged_task_is_answered_so() -> None:
-    core, born = among(), over()
+    core, born = among(), row(birth=dot("c", 1))
     purged_by_others(core, row(birth=born.birth, queue="elsewhere"))
     reply, _ = core.handle_push(2.0, C, Push(number=7, rows=(born,), dots=()))
     assert reply == PushReply(number=7, purged=(born.task,))

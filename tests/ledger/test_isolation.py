@@ -280,6 +280,19 @@ def test_a_vote_is_committed_before_it_is_told_and_survives_a_restart() -> None:
     assert core.handle_grant_request(6.0, A, GrantRequest(number=9, seconds=30.0, asks=())) == (GrantReply(number=9), [])
 
 
+@pytest.mark.parametrize("new_actor", [True, False])
+def test_only_who_may_have_voted_as_this_actor_in_an_earlier_run_waits_after_a_start(new_actor: bool) -> None:
+    """Votes are no writes of the ledger: a disk that was set back does not show that some are missing."""
+    task = strict()
+    claim = dot("a", 1)
+    known = with_facts(task, (claim, Claim(attempt=1, peer=A, seen=task.vector)))
+    core = among(THREE, known, name="b", new_actor=new_actor)
+    token = fence(1, claim)
+    request = GrantRequest(number=7, seconds=30.0, asks=(Ask(task=task.task, fence=token),))
+    reply = core.handle_grant_request(1.0, A, request)[0]
+    assert reply == GrantReply(number=7, granted=(token,) if new_actor else (), waits={} if new_actor else {token: 29.0})
+
+
 def test_requests_that_break_the_rules_change_nothing() -> None:
     core, task, token = voter()
     ask = Ask(task=task, fence=token)

@@ -1,6 +1,7 @@
 """A peer that can't take a row says so, and nobody counts on it."""
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 
@@ -8,7 +9,7 @@ from meshq.config import SYNC_ROWS_MAX
 from meshq.errors import PeerError, StoreError
 from meshq.ids import LEDGER_EPOCH_MAX, ActorId, Dot, is_actor_id
 from meshq.ledger import replica as module
-from meshq.ledger.effects import Push, PushReply, SendPush
+from meshq.ledger.effects import Push, PushReply, SendPush, SendSync, SyncOffer
 from meshq.ledger.pushes import PUSH_DOTS_MAX
 from meshq.ledger.replica import sound
 from meshq.ledger.row import Claim, Ended, Fact, Row
@@ -87,17 +88,48 @@ def naming(ledger_epoch: int, seq: int = 1) -> Row:
 def test_nobody_can_drive_a_peer_to_an_epoch_that_others_refuse() -> None:
     core = among()
     far = naming(LEDGER_EPOCH_MAX)
-    reply, effects = core.handle_push(1.0, C, Push(number=1, rows=(far,), dots=(far.birth,)))
-    assert (reply.refused, effects, core.ledger_epoch) == ((far.task,), [], 1)
-    assert core.counters["rows_refused_epoch_too_far"] == 1
-    for number in range(2, 12):  # step by step
+    assert core.handle_push(1.0, C, Push(number=1, rows=(far,), dots=()))[0].refused == (), "its row would end no sync"
+    assert 1 < core.ledger_epoch <= 1 + module.EPOCH_STEP_MAX
+    for number in range(2, 42):  # step by step
         near = naming(min(core.ledger_epoch + module.EPOCH_AHEAD_MAX, LEDGER_EPOCH_MAX))
-        near = replace(near, vector={**near.vector, actor("a", core.ledger_epoch): 9})
+        near = replace(near, vector={**near.vector, core._replica.actor: 99})
         core.handle_push(1.0, C, Push(number=number, rows=(near,), dots=()))
+    assert core.ledger_epoch < LEDGER_EPOCH_MAX // 2
     [task], _ = core.submit(2.0, [spec()], hold=True)
     written = core.row(task)
     assert written is not None and is_actor_id(written.birth.actor)
-    assert core.counters["rows_refused_epoch_too_far"] > 1
+
+
+def test_no_number_of_rows_uses_up_the_epochs_of_a_peer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pretends to know a write of its newest actor, so each has it take another one."""
+    monkeypatch.setattr(module, "EPOCH_STEPS_MIN", 64)  # or it would take a minute
+    replica = module.Replica(peer("a"), 1, [], {}, {}, rng=Random(1))
+    for _ in range(700):
+        near = naming(LEDGER_EPOCH_MAX)
+        assert replica.absorb(replace(near, vector={**near.vector, replica.actor: 99})) is not None
+    assert LEDGER_EPOCH_MAX // 3 < replica.ledger_epoch < LEDGER_EPOCH_MAX - 64
+
+
+@pytest.mark.parametrize("field", ["vector", "yours"])
+def test_no_answer_makes_a_peer_what_it_can_hardly_have_been(field: str) -> None:
+    core = among()
+    [asked] = only(core.handle_peers(5.0, views(view("a"), view("b"), view("c"), view("d"))), SendSync)
+    far: dict[ActorId, int] = {actor("a"): 9, actor("a", LEDGER_EPOCH_MAX): 1}
+    vector, yours = (far if field == name else {} for name in ("vector", "yours"))
+    core.handle_sync_answer(5.1, asked.peer, SyncOffer(number=asked.question.number, run=1, vector=vector, yours=yours))
+    assert 1 < core.ledger_epoch <= 1 + module.EPOCH_STEP_MAX
+
+
+def test_nobody_covers_the_writes_of_another_by_his_word() -> None:
+    """Else the next task of the other would be taken for one that was purged, and be lost."""
+    core = among()
+    mine = row(birth=dot("c", 1), queue="nowhere")
+    claiming_more = replace(mine, vector={**mine.vector, actor("b"): 1})
+    core.handle_push(1.0, C, Push(number=1, rows=(claiming_more,), dots=(dot("b", 1), mine.birth)))
+    assert core.vector == {actor("c"): 1} and core.counters["dots_of_others_left_to_syncs"] == 1
+    next_one = row(birth=dot("b", 1), queue="nowhere")
+    reply, _ = core.handle_push(2.0, B, Push(number=1, rows=(next_one,), dots=(next_one.birth,)))
+    assert reply.purged == () and core.row(next_one.task) is not None
 
 
 def test_what_a_lost_home_has_been_is_believed() -> None:
@@ -107,13 +139,14 @@ def test_what_a_lost_home_has_been_is_believed() -> None:
     assert core.ledger_epoch > module.EPOCH_AHEAD_MAX
 
 
-def test_settings_and_vectors_that_name_such_an_epoch_are_refused_too() -> None:
-    replica = among()._replica
+def test_settings_and_vectors_that_name_such_an_epoch_are_taken_and_not_believed() -> None:
     far: dict[ActorId, int] = {actor("a"): 9, actor("a", LEDGER_EPOCH_MAX): 1}
-    assert not replica.absorb_settings(replace(NOTHING_SET, vector=far))
-    assert not replica.adopt(far, {}) and not replica.adopt({}, far)
-    assert replica.counters == {"settings_refused_epoch_too_far": 1, "vectors_refused_epoch_too_far": 2}
-    assert replica.ledger_epoch == 1
+    by_settings, by_vector, by_floors = (among()._replica for _ in range(3))
+    assert (
+        by_settings.absorb_settings(replace(NOTHING_SET, vector=far)) and by_vector.adopt(far, {}) and by_floors.adopt({}, far)
+    )
+    for replica in (by_settings, by_vector, by_floors):
+        assert 1 < replica.ledger_epoch <= 1 + module.EPOCH_STEP_MAX
 
 
 def test_after_the_last_epoch_nothing_is_written_as_another() -> None:

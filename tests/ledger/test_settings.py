@@ -28,6 +28,7 @@ from meshq.ledger.settings import (
     broken,
     changed,
     created,
+    keeping,
     merge_settings,
     paused,
     queues_with,
@@ -293,6 +294,15 @@ def test_retention_is_what_the_settings_say_and_the_default_where_they_make_no_s
     values: Mapping[str, str], expected: Retention
 ) -> None:
     assert retention(changed(NOTHING_SET, dot("a", 1), values)) == expected
+
+
+def test_what_is_kept_can_be_set_within_bounds_that_leave_time_to_see_an_end() -> None:
+    kept = retention(changed(NOTHING_SET, dot("a", 1), keeping(0.5, None)))
+    assert kept == Retention(seconds=43_200)
+    assert retention(changed(NOTHING_SET, dot("a", 1), keeping(3.0, 1_000))) == Retention(seconds=3 * 86_400, tasks=1_000)
+    for days, tasks in ((0.0, None), (float("nan"), None), (4_000.0, None), (None, 10), (None, 10**6)):
+        with pytest.raises(UsageError, match="out of range"):
+            keeping(days, tasks)
 
 
 def claims(effects: Sequence[Effect]) -> list[Claim]:

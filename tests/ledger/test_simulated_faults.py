@@ -2,19 +2,22 @@
 
 import pytest
 
-from meshq.ids import TaskId
+from meshq.ids import Dot, TaskId
 from meshq.ledger import core as module
 from meshq.ledger.board import Board
 from meshq.ledger.buckets import bucket_of
 from meshq.ledger.effects import Push, SendPush, SendSync, SyncCompare, SyncOffer
+from meshq.ledger.holder import read
 from meshq.ledger.journal import Journal
 from meshq.ledger.replica import Replica
 from meshq.ledger.retention import BATCH, Shelf
-from meshq.ledger.row import Back, Cancel, Claim
+from meshq.ledger.row import Back, Cancel, Claim, Started, TextRegister
 from meshq.ledger.sessions import Sessions
-from meshq.ledger.settings import Retention
+from meshq.ledger.settings import NOTHING_SET, Retention, Settings
 from meshq.ledger.timing import LAN
-from tests.ledger.builders import actor, dot, ledger, peer, row, view, views
+from meshq.task import EndKind
+from tests.ledger.builders import actor, dot, ledger, nothing_new, peer, row, view, views
+from tests.ledger.test_core import only
 
 
 def test_a_row_of_a_task_that_was_purged_here_is_dropped_and_reviewed_by_nobody() -> None:
@@ -76,6 +79,32 @@ def test_tasks_that_can_never_be_forgotten_do_not_keep_others_from_it() -> None:
                 shelf.put_back(now, by_task[task])
         told += [task for task in old if task not in by_task]
     assert sorted(told) == sorted(each.task for each in others)
+
+
+def test_settings_that_are_ahead_of_the_vector_are_passed_on_when_their_writer_falls_silent() -> None:
+    """Equal notes tell nobody of them: a queue would be paused at one peer, and at no other."""
+    ahead = Settings({"queue/default/paused": TextRegister(1, actor("c"), "ann@c")}, {actor("c"): 3})
+    core, other = (ledger(name, vector={actor("c"): 1}, settings=ahead if name == "a" else NOTHING_SET) for name in "ab")
+    core.handle_peers(0.0, views(*map(view, "abc")))
+    sends = only(core.handle_peers(9.0, views(view("a"), view("b"), view("c", alive=False))), SendPush)
+    [push] = [sent.push for sent in sends]
+    other.handle_push(9.1, peer("a"), push)
+    assert (push.rows, push.dots, other.settings, other.vector) == ((), (), ahead, {actor("c"): 1})
+
+
+def test_a_copy_of_a_disk_does_not_end_what_the_first_one_runs_unless_it_is_alone() -> None:
+    """Its store has seen the copy, so it writes in a later epoch. Others would hold the claims lost if that were true."""
+    birth, claim = Dot(actor("a", 0), 1), Dot(actor("a", 0), 2)
+    runs = row((claim, Claim(attempt=1, peer=peer("a"), seen={})), (Dot(claim.actor, 3), Started(claim=claim)), birth=birth)
+    core = ledger("a", [runs], vector={claim.actor: 3})
+    core.handle_peers(0.0, views(view("a"), view("b", alive=False)))  # known of an earlier run
+    core.adopt(0.0, [])
+    for asked in only(core.handle_peers(0.1, views(view("a"), view("b"))), SendSync):
+        core.handle_sync_answer(0.2, asked.peer, nothing_new(asked))
+    assert not core._sessions.blocked(1.0) and core.row(runs.task) == runs
+    core.handle_peers(2.0, views(view("a"), view("b", alive=False, left=True)))
+    found = core.row(runs.task)
+    assert found is not None and read(found).ended[claim].kind is EndKind.LOST
 
 
 def test_of_more_rows_ahead_of_the_vector_than_are_passed_on_at_once_all_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,19 @@ def test_what_was_committed_is_there_after_reopening(home: Home) -> None:
     assert (stored.vector, stored.floors) == ({actor("a"): 2, actor("b"): 7}, {actor("c"): 3})
 
 
+def test_only_the_run_that_draws_the_ledger_epoch_is_a_new_actor(home: Home) -> None:
+    seen = []
+    for _ in range(2):
+        store = reopened(home)
+        seen.append(store.load().new_actor)
+        store.close()
+    home.ledger.unlink()
+    store = reopened(home)
+    seen.append(store.load().new_actor)
+    store.close()
+    assert seen == [True, False, True]
+
+
 def test_a_row_is_replaced_by_its_later_form(home: Home) -> None:
     store = reopened(home)
     store.commit(persist(row()))

@@ -36,6 +36,11 @@ def test_a_pause_at_one_machine_is_obeyed_at_another_and_a_move_changes_the_orde
     ended = {name: ada.wait_until(task, "succeeded") for name, task in tasks.items()}
     assert sorted(ended, key=lambda name: ended[name]["started_at"]) == ["three", "two", "one"]
 
+    assert ada.ask("retention", "--tasks", "1000") == {"days": 7.0, "tasks": 1000}
+    wait_for(lambda: bob.ask("retention")["tasks"] == 1000, 20, "bob has heard how many tasks are kept")
+    wrong = ada.run("retention", "--days", "0")
+    assert wrong.code == 2 and "--days: 0 is out of range" in wrong.err
+
     late = ada.run("queue", "move", "one", "--first")
     assert late.code == 1 and "it does not wait any more, it is succeeded" in late.err
 

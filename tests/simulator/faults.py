@@ -6,6 +6,7 @@ In the end all that can be mended is mended. In a liveness run some machines sta
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from tests.simulator.liar import Liar
 from tests.simulator.machine import Disk
 from tests.simulator.mesh_peer import MeshPeer
 from tests.simulator.plan import Fault, FaultKind, Illness, Mode, Weather
@@ -37,7 +38,7 @@ class Faults:
         self._cuts = 0
         self._hit_at: dict[MeshPeer, float] = {}
         self._backups: dict[MeshPeer, Disk] = {}
-        self._calm = False
+        self.calm = False
 
     def plan(self) -> None:
         """Let everything happen in its time."""
@@ -61,7 +62,7 @@ class Faults:
         network.loss, network.duplication, network.corruption = plan.loss, plan.duplication, plan.flips
 
     def _back_up(self) -> None:
-        if not self._calm:
+        if not self.calm:
             self._backups = {peer: peer.machine.disk.copy() for peer in self._mesh.peers.values()}
             self._world.call_later(BACKUP_SECONDS, self._back_up)
 
@@ -142,7 +143,7 @@ class Faults:
     def _heal(self) -> None:
         """Everything is healed at once, when the last of several cuts is over."""
         self._cuts -= 1
-        if not self._cuts and not self._calm:
+        if not self._cuts and not self.calm:
             self._mesh.watcher.note("net", "is whole again")
             self._mesh.network.heal()
 
@@ -175,9 +176,36 @@ class Faults:
             case FaultKind.CLOCK:
                 peer.machine.wall_offset += self._rng.choice(JUMPS)
                 peer.wall_jumped()
+            case FaultKind.CLONE:
+                self._clone(fault, peer)
+            case FaultKind.LIE:
+                peer.liar = Liar(self._mesh, peer, self._world.now + fault.seconds)
             case _:
                 return False
         return True
+
+    def _clone(self, fault: Fault, peer: MeshPeer) -> None:
+        """The newer of the two falls silent by itself; then its user stops it. It is the first one if that was restarted."""
+        clone = peer.copied_to(f"{peer.name}-{len(self._mesh.clones) + 1}")
+        self._mesh.watcher.note(clone.name, f"starts as a copy of {peer.name}")
+        clone.start()
+        self._world.call_later(fault.seconds, self._end_clone, peer, clone)
+
+    def _end_clone(self, peer: MeshPeer, clone: MeshPeer) -> None:
+        """What it had begun ends with it. Of the mesh that calms down it is no part any more."""
+        if not clone.running:
+            return
+        happened = self._mesh.happened
+        happened["clones stopped"] += 1
+        happened["clones that were silent"] += clone.problem != ""
+        self._mesh.watcher.note(clone.name, "is told to stop")
+        clone.kill()
+        happened["tasks killed"] += clone.machine.kill_tasks()
+        clone.machine.powered = False
+        if peer.running and peer.problem:
+            happened["originals that were silent"] += 1
+            peer.kill()
+            self._start(peer)
 
     def _fell(self, fault: Fault, peer: MeshPeer) -> None:
         """Faults that end the agent, and more."""
@@ -221,7 +249,7 @@ class Faults:
                 self._world.call_later(fault.seconds + self._rng.uniform(0.0, OUTAGE_SPREAD), self._restart, peer)
 
     def _restart(self, peer: MeshPeer) -> None:
-        if peer.gone or self._calm:
+        if peer.gone or self.calm:
             return
         if peer.running and peer.draining:  # it has not finished leaving
             self._world.call_later(POSTPONE, self._restart, peer)
@@ -233,7 +261,7 @@ class Faults:
         self._mesh.happened["restarts"] += 1
         peer.machine.powered = True
         peer.start()
-        if self._mesh.plan.replays and not self._calm:
+        if self._mesh.plan.replays and not self.calm:
             self._mesh.happened["replayed"] += self._mesh.network.replay(peer.name, REPLAYED_MAX)
 
     # ---- the end of the faults
@@ -242,7 +270,11 @@ class Faults:
         """No more faults; who is not gone for good comes back. In a liveness run some are ill from now on, for ever."""
         network = self._mesh.network
         self._mesh.watcher.note("net", "and everybody calm down")
-        self._calm = True
+        self.calm = True
+        for peer in self._mesh.peers.values():
+            peer.liar = None
+        for clone in self._mesh.clones.values():
+            self._end_clone(self._mesh.peers[clone.id], clone)
         network.loss = network.duplication = network.corruption = 0.0
         network.delay = self._mesh.plan.delay
         network.heal()

@@ -58,6 +58,7 @@ class Mesh:
     config: SwimConfig = PROFILES["lan"]
     check_every: int = 1
     watcher: Watcher | None = None
+    copies: int = 0
     peers: dict[Address, "GossipPeer"] = field(default_factory=dict)
     by_id: dict[PeerId, "GossipPeer"] = field(default_factory=dict)
     used: dict[tuple[str, int, str, int], float] = field(
@@ -69,6 +70,19 @@ class Mesh:
         peer = GossipPeer(self, name, address_for(len(self.peers)), on_effect, clock or Clock(self.world))
         self.peers[peer.address] = self.by_id[peer.id] = peer
         return peer
+
+    def copy(self, original: "GossipPeer", name: str, on_effect: Callable[[Effect], None], clock: Clock) -> "GossipPeer":
+        """A second peer of the same identity, as another machine with a copy of its home is; not started."""
+        peer = GossipPeer(self, name, address_for(len(self.peers)), on_effect, clock)
+        peer.id, peer.epoch = original.id, original.epoch
+        self.peers[peer.address] = peer
+        self.copies += 1
+        return peer
+
+    def reached(self, asker: "GossipPeer", peer: PeerId) -> "GossipPeer | None":
+        """Who is there where the asker believes that this peer is: of two with one identity either."""
+        addresses = asker.swim.addresses(peer) if self.copies and asker.swim is not None else ()
+        return self.peers.get(addresses[0]) if addresses else self.by_id.get(peer)
 
     def running(self) -> list["GossipPeer"]:
         return [peer for peer in self.peers.values() if peer.swim is not None]
@@ -278,7 +292,7 @@ class GossipPeer:
             if refused:
                 self.perform(self.core.handle_refused(self.clock.now, stream.peer))
 
-        target = self.mesh.by_id.get(stream.peer)
+        target = self.mesh.reached(self, stream.peer)
         Request(self, target, len(stream.packet), STREAM_TIMEOUT, serve, answered, failed)
 
     # ---- time

@@ -106,6 +106,10 @@ class Watcher:
         self.purged: dict[TaskId, float] = {}  # when somebody forgot it first
         self._purged_at: dict[str, dict[TaskId, None]] = {}  # by machine
         self.forgetful: dict[str, None] = {}  # machines that lost a part of their disks, or all of it
+        self.forged: dict[TaskId, None] = {}  # tasks about which a liar has told lies: they may be as it says
+        self.copies: dict[str, str] = {}  # machines that were made as copies, of which they are
+        self.settings_forged = False  # and so are the settings: each peer was told other ones
+        self.slandered: dict[PeerId, None] = {}  # peers to which it has ascribed what they never said
         self._frozen_until: dict[str, float] = {}
         self._writes: dict[str, dict[int, TaskId]] = {}  # by actor and seq
         self._covered: dict[str, dict[str, int]] = {}  # by machine: up to where `check_vector` has looked
@@ -183,7 +187,8 @@ class Watcher:
     def told_to_start(self, place: str, fence: Fence, rows: dict[TaskId, Row]) -> None:
         """I9: nobody starts what is not committed."""
         _, claim = split_fence(fence)
-        known = dict(fact for row in rows.values() for fact in row.facts if self._writer(fact[0]) == place)
+        owner = self.copies.get(place, place)
+        known = dict(fact for row in rows.values() for fact in row.facts if self._writer(fact[0]) == owner)
         started = any(isinstance(fact, Started) and fact.claim == claim for fact in known.values())
         if not isinstance(known.get(claim), Claim) or not started:
             self.fail(f"I9: {place} starts {fence} without a committed claim and start")
@@ -197,7 +202,7 @@ class Watcher:
             _, dot = split_fence(claimed.fence)
             row = core.row(claimed.task)
             reading = self.read(row) if row is not None else None
-            if reading is None or dot not in reading.claims:
+            if reading is None or dot not in reading.claims or claimed.task in self.forged:
                 continue  # its row comes with a sync
             if dot not in reading.ended and reading.cancel is None:
                 if dot in reading.lost and not stopping:
@@ -230,6 +235,8 @@ class Watcher:
     def committed(self, place: str, rows: Iterable[Row], purged: Iterable[TaskId] = ()) -> None:
         self._purged_at.setdefault(place, {}).update(dict.fromkeys(purged))
         for row in rows:
+            if row.task in self.forged:
+                continue
             if row.birth not in self.facts:
                 self.facts[row.birth] = (row.task, None)
                 self._writes.setdefault(row.birth.actor, {})[row.birth.seq] = row.task
@@ -253,7 +260,7 @@ class Watcher:
 
     def _new_fact(self, place: str, task: TaskId, dot: Dot, fact: Fact) -> None:
         self._writes.setdefault(dot.actor, {})[dot.seq] = task
-        if self._writer(dot) != place:
+        if self._writer(dot) != self.copies.get(place, place):
             self.fail(f"I3: {place} has {fact} of {self._writer(dot)}, who never committed it", task)
         if isinstance(fact, Ended) and fact.outcome.exit_code is not None:
             self._check_exit(task, fact)
@@ -278,6 +285,8 @@ class Watcher:
     def row_changed(self, place: str, task: TaskId, row: Row | None) -> None:
         """What a peer shows of a task is another thing than before."""
         readings = self._readings.setdefault(place, {})
+        if task in self.forged:
+            return
         if row is None:  # forgotten
             readings.pop(task, None)
             return
@@ -341,12 +350,18 @@ class Watcher:
             first, writes = covered.get(actor, 0), self._writes.get(actor, {})
             for number in range(first + 1, seq + 1):
                 task = writes.get(number)
-                if task is None or task in self.purged:
+                if task is None or task in self.purged or task in self.forged:
                     continue
                 row = core.row(task)
                 if row is None or row.vector.get(actor, 0) < number:
                     self.fail(f"I2: {place} covers {actor[:4]}.{number}, and its row does not", task)
             covered[actor] = max(first, seq)
+
+    def check_counters(self, place: str, counters: Mapping[str, int]) -> None:
+        """What a core counts as a bug never happens. A liar can bring about all of it."""
+        bugs = {name: count for name, count in counters.items() if name.startswith("bug_") and count}
+        if bugs and not self.forged:
+            self.fail(f"I2: {place} has counted {bugs}")
 
     def check_equal(self, disks: Mapping[str, "Disk"]) -> None:
         """I4: what was made by the same writes is the same. A row may be ahead of the vector: that is left to later looks."""
@@ -355,7 +370,9 @@ class Watcher:
             other, first = alike.setdefault(tuple(sorted(disk.vector.items())), (place, disk))
             for task, row in disk.rows.items() if first is not disk else ():
                 twin = first.rows.get(task, row)
-                if twin is not row and twin != row and includes(disk.vector, merge_vectors(row.vector, twin.vector)):
+                if twin is row or twin == row or task in self.forged:
+                    continue
+                if includes(disk.vector, merge_vectors(row.vector, twin.vector)):
                     self.fail(f"I4: {other} and {place} have seen the same writes, and have other rows", task)
 
     def check_push(self, place: str, rows: Sequence[Row]) -> None:
@@ -370,7 +387,7 @@ class Watcher:
         self._incarnations[peer] = max(self._incarnations.get(peer, (0, 0)), (member.epoch, member.incarnation))
 
     def believes(self, place: str, member: Member) -> None:
-        if (member.epoch, member.incarnation) > self._incarnations[member.peer]:
+        if member.peer not in self.slandered and (member.epoch, member.incarnation) > self._incarnations[member.peer]:
             self.fail(f"I11: {place} believes in {member}, which its owner never was")
         self.note(place, f"holds {member.name} {member.liveness.name.lower()} ({member.epoch}.{member.incarnation})")
 
@@ -392,7 +409,7 @@ class Watcher:
         for fence, (place, task) in self._finished.items():
             core = alive.get(place) if place not in self.forgetful else None
             row = core.row(task) if core is not None else None
-            if core is None or (task in self.purged and row is None):
+            if core is None or (task in self.purged and row is None) or task in self.forged:
                 continue
             end = read(row).ended.get(split_fence(fence)[1]) if row is not None else None
             if end is None or end.kind not in (EndKind.SUCCEEDED, EndKind.SUPERSEDED):
@@ -418,18 +435,21 @@ def final_checks(
     first, *others = alive.values()
     for place, core in alive.items():
         core.check()
+        watcher.check_counters(place, core.counters)
         watcher.check_vector(place, core, anew=True)
     rows = {row.task: row for row in first.tasks()}
     for core in others:
         if core.vector != first.vector:
             watcher.fail("P5: the vectors differ")
         for row in core.tasks():
-            if rows.get(row.task, row) != row:
+            if rows.get(row.task, row) != row and row.task not in watcher.forged:
                 watcher.fail("I4: equal vectors, and other rows", row.task)
+        if core.settings != first.settings and not watcher.settings_forged:
+            watcher.fail("I4: equal vectors, and other settings")
     here_only = {task: place for task, place in watcher.stored_here_only.items() if place in alive}
     kept = watcher.acknowledged | {task: place for task, place in here_only.items() if place not in watcher.forgetful}
     for task in kept:
-        if task not in rows and task not in watcher.purged and task not in elsewhere:
+        if not any(task in known for known in (rows, watcher.purged, elsewhere, watcher.forged)):
             watcher.fail(f"P1: {task} was acknowledged and is gone", task)
     _check_results(watcher, alive, telemetry, sources, startable)
     watcher.check_finished(alive)
@@ -442,6 +462,8 @@ def _check_results(
     """P4 and L3."""
     for row in next(iter(alive.values())).tasks():
         task = row.task
+        if task in watcher.forged:
+            continue
         watcher.check_result("", task, row, [read(core_row) for core in alive.values() if (core_row := core.row(task))])
         commit = row.spec.source.commit
         runnable = (

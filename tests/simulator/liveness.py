@@ -96,7 +96,7 @@ class Liveness:
             return
         for row in well[0].core.tasks():
             for claim in self._mesh.watcher.read(row).live.values():
-                if claim.peer in died and row.spec.lease is None:
+                if claim.peer in died and row.spec.lease is None and row.task not in self._mesh.watcher.forged:
                     name = self._mesh.peers[claim.peer].name
                     self._mesh.watcher.fail(f"L4: {name} is gone and still has a live claim", row.task)
 

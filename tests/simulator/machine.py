@@ -34,6 +34,7 @@ class Disk:
     grants: dict[TaskId, Grant] = field(default_factory=dict)
     sources: dict[ObjectId, None] = field(default_factory=dict)
     known_peers: tuple[KnownPeer, ...] = ()
+    new_actor: bool = True  # no agent has run as the actor of this ledger epoch
     _undo: list[Callable[[], None]] = field(default_factory=list)  # of what is not durable, in the order of the commits
 
     def commit(self, persist: Persist) -> None:
@@ -74,7 +75,7 @@ class Disk:
     def copy(self) -> "Disk":
         """As a backup would have it: what is committed now."""
         kept = replace(self, rows=dict(self.rows), vector=dict(self.vector), floors=dict(self.floors), grants=dict(self.grants))
-        kept._undo = []
+        kept._undo, kept.new_actor = [], False
         return kept
 
     def restore(self, older: "Disk") -> int:
@@ -91,6 +92,7 @@ class Disk:
         """The database is gone, and its home knows that it had one; how many rows that were."""
         gone = len(self.rows)
         self.restore(Disk(ledger_epoch=self.ledger_epoch + 1))
+        self.new_actor = True
         return gone
 
     def lose_power(self, rng: Random) -> int:

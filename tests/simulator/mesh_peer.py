@@ -21,6 +21,7 @@ from meshq.ids import Epoch, PeerId, TaskId
 from meshq.ledger import effects as ledger_effects
 from meshq.ledger.core import Ledger
 from meshq.ledger.effects import EpochMinted, GrantReply, GrantRequest, Persist, Push, PushReply, Question
+from meshq.ledger.replica import EPOCH_STEP_MAX
 from meshq.ledger.shell import merge_persists
 from meshq.ledger.transfer import rows_of
 from meshq.meeting import SAVE_DELAY, SAVE_SECONDS
@@ -29,6 +30,7 @@ from meshq.seeds import PAUSE_MAX
 from meshq.task import EndKind, Gpu, Telemetry
 from tests.simulator.exec_shell import CPUS, GPU_BYTES, MEMORY_BYTES, ExecShell
 from tests.simulator.gossip_peer import GossipPeer
+from tests.simulator.liar import Liar
 from tests.simulator.machine import Machine
 from tests.simulator.requests import Request, Serve
 from tests.simulator.world import Handle
@@ -41,6 +43,7 @@ END_SECONDS = 20.0
 COMMIT_SECONDS_MAX = 0.1
 CHECK_EVERY = 16  # inputs of the ledger, or thrice as many as it has rows: its check looks at each
 OUTBOX_MAX = 1_000
+SEEDS_MAX = 20  # addresses that are asked at a time
 
 
 @dataclass(slots=True)
@@ -54,24 +57,51 @@ class Batch:
 class MeshPeer:
     """A machine and the agent on it, which may run or not."""
 
-    def __init__(self, mesh: "Simulation", name: str, slots: int, gpus: int) -> None:
+    def __init__(self, mesh: "Simulation", name: str, slots: int, gpus: int, original: "MeshPeer | None" = None) -> None:
+        """`original`: it is a copy of that one."""
         self.mesh = mesh
         self.world = mesh.world
         self.name = name
         self.slots = slots
         self.gpus = gpus
         self.machine = Machine(mesh.world, mesh.watcher, name, mesh.plan.run_seconds, mesh.clock_for(name))
-        self.gossip: GossipPeer = mesh.gossip.add(name, self._gossip_effect, self.machine.clock)
+        clock = self.machine.clock
+        self.gossip: GossipPeer = (
+            mesh.gossip.add(name, self._gossip_effect, clock)
+            if original is None
+            else mesh.gossip.copy(original.gossip, name, self._gossip_effect, clock)
+        )
         self.id: PeerId = self.gossip.id
         self.gone = False  # for good: its machine never comes back, or it left
         self.ill = False  # for ever, in the calm of a liveness run
         self.running = False
+        self.liar: Liar | None = None
         self.ledger: Ledger | None = None
         self.rng = Random()
         self.stopped_until = 0.0
         self.run = 0  # tells calls of an earlier run apart
         self._held_back: list[Callable[[], object]] = []
         self._trap: tuple[int, Callable[[], None]] | None = None
+
+    def copied_to(self, name: str) -> "MeshPeer":
+        """Another machine with a copy of the disk of this one as it is now, and so with its identity. Its agent is not started.
+
+        Nothing of what runs here runs there. The store of its agent sees that the database is a copy.
+        """
+        mesh = self.mesh
+        clone = MeshPeer(mesh, name, self.slots, self.gpus, self)
+        disk = clone.machine.disk = self.machine.disk.copy()
+        disk.sources = dict(disk.sources)
+        disk.ledger_epoch += 1 + mesh.world.rng_for(name).randrange(EPOCH_STEP_MAX)
+        mesh.clones[clone.gossip.address] = clone
+        mesh.watcher.copies[name] = self.name
+        return clone
+
+    @property
+    def problem(self) -> str:
+        """As `Membership.problem` has it."""
+        swim = self.gossip.swim
+        return "another agent runs with the identity of this one" if swim is not None and swim.silent else ""
 
     @property
     def core(self) -> Ledger:
@@ -117,7 +147,9 @@ class MeshPeer:
             now,
             disk.settings,
             disk.grants,
+            new_actor=disk.new_actor,
         )
+        disk.new_actor = False
         self.ledger.set_wall_offset(now, self.machine.wall)
         self.exec = ExecShell(self)
         found = self.exec.start()
@@ -216,6 +248,8 @@ class MeshPeer:
         """What mDNS or the seeds say: everybody's address, whoever answers there; again while there is nobody."""
         if alone := not self.peers.others_alive():
             addresses = [other.gossip.address for other in self.mesh.peers.values() if other is not self]
+            if len(addresses) > SEEDS_MAX:
+                addresses = self.rng.sample(addresses, SEEDS_MAX)
             self.gossip.perform(self.gossip.core.join(self.now, addresses))
         self.later(pause, self._join_seeds, min(PAUSE_MAX, 2 * pause) if alone else 1.0)
 
@@ -305,10 +339,19 @@ class MeshPeer:
                     watcher.is_now(self.id, self.gossip.swim.me)
             case gossip_effects.ProbeFailed() | gossip_effects.TransportChanged():
                 pass
-            case gossip_effects.Cloned(other):
-                raise AssertionError(f"{self.name} saw a clone of itself: {other}")
+            case gossip_effects.Cloned(other, newer):
+                self._saw_clone(other, newer)
             case _:
                 assert_never(effect)
+
+    def _saw_clone(self, other: Member, newer: bool) -> None:
+        """As `Membership`: the newer one says that it has a problem, and so claims nothing."""
+        assert self.mesh.clones, f"{self.name} saw a clone of itself: {other}"
+        which = "newer" if newer else "older"
+        self.mesh.watcher.counts[f"clones seen by the {which}"] += 1
+        self.mesh.watcher.note(self.name, f"sees a clone of itself, and is the {which}")
+        if newer:
+            self.later(0.0, self.capacity_changed)
 
     def in_minority(self) -> bool:
         """Whether this peer has seen for a while that most of the others are not there: it is probably cut off."""
@@ -342,7 +385,7 @@ class MeshPeer:
         return Telemetry(
             queues=("default", "gpu") if self.gpus else ("default",), draining=self.draining,
             slots_total=self.slots, slots_free=free.slots, cpus=CPUS, cpus_free=free.cpus,
-            memory_bytes=MEMORY_BYTES, memory_free_bytes=free.memory_bytes, gpus_free=len(free.gpus),
+            memory_bytes=MEMORY_BYTES, memory_free_bytes=free.memory_bytes, gpus_free=len(free.gpus), problem=self.problem,
             gpus=tuple(_gpu(index, owner.get(index)) for index in range(self.gpus)),
             ledger_epoch=self.core.ledger_epoch, running=tuple(each.claimed.task for each in attempts.values()),
         )  # fmt: skip
@@ -464,7 +507,7 @@ class MeshPeer:
 
     def ask(self, peer: PeerId, serve: Serve, answered: Callable[[object], None], failed: Callable[[], None]) -> None:
         """`serve` runs at the other peer. One of the two callbacks is called, once."""
-        Request(self, self.mesh.peers[peer], serve, answered, failed).send()
+        Request(self, self.mesh.reached(self, peer), serve, answered, failed).send()
 
     def heard_of(self, asked_at: float) -> None:
         """Another peer answered what was asked then."""
@@ -506,6 +549,7 @@ class MeshPeer:
 
     def serve_sync(self, peer: PeerId, question: Question, answer: Callable[[object], None]) -> None:
         told = self.core.handle_sync_request(self.now, peer, question)
+        told = told if self.liar is None else self.liar.twist(peer, told)
         if self._outbox:
             self.feed([], lambda: answer(told))
         else:
@@ -536,6 +580,13 @@ class MeshPeer:
 
     def cancel(self, task: TaskId) -> None:
         self.feed(self.core.cancel(self.now, task, f"user@{self.name}"))
+
+    def state(self) -> object:
+        """All that an input which is refused must leave as it was."""
+        core = self.core
+        rows = core._replica.fingerprints.root()
+        members = () if self.gossip.swim is None else self.gossip.swim.members()
+        return core.vector, core.ledger_epoch, core.settings, core._replica.floors, rows, members
 
     def idle(self) -> bool:
         """Nothing is under way here."""

@@ -37,6 +37,8 @@ class FaultKind(StrEnum):
     CLOCK = "clock"  # the wall clock of one machine jumps
     WIPE = "wipe"  # its agent is killed, and its database is gone
     RESTORE = "restore"  # its agent is killed, and its database is what it was a while ago
+    LIE = "lie"  # a member lies for a while (`liar.py`)
+    CLONE = "clone"  # a copy of a machine runs beside it for a while, with the same identity and disk
 
 
 CLASSIC = (

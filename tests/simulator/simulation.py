@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from unittest.mock import patch
 
+from meshq.gossip.member import Address
 from meshq.gossip.swim import PROFILES
 from meshq.ids import ActorId, ObjectId, PeerId, TaskId, actor_id
 from meshq.ledger import donor, timing
@@ -54,6 +55,9 @@ class Report:
 
 
 class Simulation:
+    look_every = LOOK_EVERY
+    calm_limit = CALM_LIMIT
+
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.world = World(plan.seed)
@@ -68,6 +72,7 @@ class Simulation:
         self.rng = self.world.rng_for("simulation")
         made = [MeshPeer(self, f"p{i}", slots, gpus) for i, (slots, gpus) in enumerate(zip(plan.slots, plan.gpus, strict=True))]
         self.peers: dict[PeerId, MeshPeer] = {peer.id: peer for peer in made}
+        self.clones: dict[Address, MeshPeer] = {}  # copies of machines, by where they are
         self.tasks: list[TaskId] = []
         self.happened: Counter[str] = Counter()
         self.users = Users(self)
@@ -79,12 +84,18 @@ class Simulation:
         for peer in made:
             self.watcher.call(peer.id, peer.name)
 
+    def reached(self, asker: MeshPeer, peer: PeerId) -> MeshPeer:
+        """Who answers to the asker in the name of this peer."""
+        found = self.gossip.reached(asker.gossip, peer) if self.clones else None
+        return self.peers[peer] if found is None else self.clones.get(found.address, self.peers[peer])
+
     def clock_for(self, name: str) -> Clock:
-        """Of the machine of this name, `p` and its number: no two began at the same time."""
+        """Of the machine of this name, `p` and its number (and what else, for a copy): no two began at the same time."""
         rates = self.plan.rates
         if not rates:
             return Clock(self.world)
-        return Clock(self.world, rate=rates[int(name[1:])], shows=self.world.rng_for(f"{name}/clock").uniform(0.0, 1e6))
+        number = int("".join(filter(str.isdigit, name.partition("-")[0])))
+        return Clock(self.world, rate=rates[number], shows=self.world.rng_for(f"{name}/clock").uniform(0.0, 1e6))
 
     def run(self) -> Report:
         with patch.object(donor, "SYNC_ROWS_MAX", self.plan.page_rows):  # or a sync of so few tasks were one page
@@ -95,14 +106,14 @@ class Simulation:
             self.world.call_later(self.rng.uniform(0.0, 0.5), peer.start)
         self.users.plan()
         self.faults.plan()
-        limit = max((fault.at + fault.seconds for fault in self.plan.faults), default=0.0) + FAULTS_LIMIT
+        limit = max(self.plan.seconds, *(fault.at + fault.seconds for fault in self.plan.faults), 0.0) + FAULTS_LIMIT
         self._advance(lambda: self.world.now >= self.plan.seconds and self.faults.all_broken(), limit)
         self.faults.calm_down()
         self._calm_at = self.world.now
         self.liveness.calm()
         if self.plan.actions:
             self.users.resume_all()
-        limit = ILL_CALM_LIMIT if self.plan.ill else CALM_LIMIT
+        limit = ILL_CALM_LIMIT if self.plan.ill else self.calm_limit
         if not self._advance(self.settled, self._calm_at + limit):
             self.watcher.fail(f"P5: not equal and done {limit:g} s after the faults: {self._why_unsettled()}")
         return self._report(self.world.now - self._calm_at)
@@ -111,7 +122,7 @@ class Simulation:
         while not done():
             if self.world.now >= limit:
                 return False
-            self.world.run_until(self.world.now + LOOK_EVERY)
+            self.world.run_until(self.world.now + self.look_every)
             self._look()
         return True
 
@@ -124,6 +135,7 @@ class Simulation:
         self.liveness.look()
 
     def running(self) -> list[MeshPeer]:
+        """Copies of machines are not among them: nobody sits at one."""
         return [peer for peer in self.peers.values() if peer.running]
 
     def well(self) -> list[MeshPeer]:
@@ -139,6 +151,8 @@ class Simulation:
         """Empty if all is equal and done among those that are well; else the first thing that is not."""
         if absent := self.absent():
             return f"{absent} come or go"
+        if left := [clone.name for clone in self.clones.values() if clone.running]:
+            return f"{left} still run"
         well = self.well()
         if busy := [peer.name for peer in well if not peer.idle()]:
             return f"{busy} are busy"
@@ -147,15 +161,26 @@ class Simulation:
         places = {peer.name for peer in self.peers.values() if not peer.ill}
         if running := {task: where for task, where in self.watcher.live().items() if places & set(where.values())}:
             return f"user code runs: {running}"
-        first, *others = (peer.core for peer in well)
-        vector = first.vector
+        return self._why_unequal() or self._why_undone()
+
+    def _why_unequal(self) -> str:
+        first, *others = (peer.core for peer in self.well())
+        vector, watcher = first.vector, self.watcher
         if any(core.vector != vector for core in others):
             return "the ledgers differ"
-        if any(other.row(row.task) not in (None, row) for other in others for row in first.tasks()):
+        if not watcher.settings_forged and any(core.settings != first.settings for core in others):
+            return "the settings differ"
+        rows = [row for row in first.tasks() if row.task not in watcher.forged]
+        if any(other.row(row.task) not in (None, row) for other in others for row in rows):
             return "some have rows that are ahead of their vectors"
-        for row in first.tasks():
-            if not self._is_done(row):
-                return f"{row.task} ({row.spec.name}) is {read(row).status}: {first.waiting_reason(well[0].now, row.task)}"
+        return ""
+
+    def _why_undone(self) -> str:
+        first = self.well()[0]
+        for row in first.core.tasks():
+            if row.task not in self.watcher.forged and not self._is_done(row):
+                why = first.core.waiting_reason(first.now, row.task)
+                return f"{row.task} ({row.spec.name}) is {read(row).status}: {why}"
         return ""
 
     def absent(self) -> list[str]:
@@ -191,7 +216,8 @@ class Simulation:
             calls=self.world.calls,
         )  # fmt: skip
         most = CLAIMS_AMONG_ACTIONS_MAX if self.plan.actions else CLAIMS_PER_START_MAX
-        if self.plan.fair and claims > most * report.happened["starts"] + 1:
+        worth = report.happened["starts"] + report.happened["ended cancelled"]  # cancelled ones often never start
+        if self.plan.fair and claims > most * worth + 1:
             self.watcher.fail(f"{claims} claims for {report.happened['starts']} starts, and nothing was broken")
         return report
 
@@ -210,6 +236,8 @@ class Simulation:
             assert happened[action.kind] + happened[f"{action.kind} refused"] > 0
         for _, illness in plan.ill:
             assert happened[f"ill {illness}"] > 0
+        assert happened["lies"] > 0 or not happened[FaultKind.LIE]
+        assert happened["clones stopped"] == happened[FaultKind.CLONE]
         assert happened["submitted"] + happened["cut"] > 0
 
 

@@ -34,6 +34,11 @@ LONG_CHANCE: Final = 0.06  # of a partition, that it lasts for minutes
 LONG_SECONDS: Final = (60.0, 240.0)
 DELAYS: Final = ((0.0005, 0.003), (0.0005, 0.003), (0.002, 0.02), (0.1, 0.3))
 FAR_SECONDS: Final = 0.1  # over such distances a page for each row would take longer than anything that is promised
+STORM: Final = tuple(kind for kind in FaultKind if kind not in (FaultKind.LIE, FaultKind.CLONE))
+MORE: Final = ((FaultKind.LIE, 0.15), (FaultKind.CLONE, 0.15))  # in how many of the storms there is one
+HOUR_CHANCE: Final = 0.02  # of a storm over a small mesh, that it is cut in two for an hour
+HOUR: Final = 3_600.0
+HOUR_PEERS_MAX: Final = 6
 RATES: Final = ((1.0, 1.0), (1.0, 1.0), (0.99, 1.01), (0.95, 1.05))
 STOP_TASKS_RATES: Final = (0.99, 1.01)  # more than that is not promised for them (`grants.py`)
 
@@ -52,6 +57,7 @@ def swarm_plan(seed: int, mode: Mode | None = None) -> Plan:
     gpus = tuple(rng.choice((0, 0, 1, 2)) for _ in range(count))
     stop_share = rng.choice((0.0, 0.0, 0.15, 0.4))
     faults = () if fair else _faults(rng, weather, unit, seconds)
+    more = _more_faults(Random(f"{seed}/swarm/later"), count, unit, seconds) if weather is Weather.STORMY else ()
     low, high = rng.choice(RATES if not stop_share else (*RATES[:2], STOP_TASKS_RATES))
     return Plan(
         seed=seed,
@@ -69,7 +75,7 @@ def swarm_plan(seed: int, mode: Mode | None = None) -> Plan:
         run_seconds=min(3.0 * unit, seconds * sum(slots) / tasks / MEAN_RUN),
         seconds=seconds,
         submissions=tuple(_submission(rng, number, seconds, any(gpus), fair, stop_share) for number in range(tasks)),
-        faults=faults,
+        faults=tuple(sorted((*faults, *more), key=lambda each: each.at)),
         actions=_actions(rng, seconds),
         mode=mode,
         ill=_ill(rng, count, faults) if mode is Mode.LIVENESS else (),
@@ -96,7 +102,7 @@ def _stopping(drawn: Submission) -> Submission:
 def _faults(rng: Random, weather: Weather, unit: float, seconds: float) -> tuple[Fault, ...]:
     """Of the kinds that this seed has; of those that destroy a copy of a task at most one."""
     gentle = (FaultKind.KILL, FaultKind.KILL_ALL, FaultKind.POWER, FaultKind.LEAVE, FaultKind.CLOCK)
-    kinds = [kind for kind in (gentle if weather is Weather.GENTLE else tuple(FaultKind)) if rng.random() < KIND_CHANCE]
+    kinds = [kind for kind in (gentle if weather is Weather.GENTLE else STORM) if rng.random() < KIND_CHANCE]
     kinds = kinds or [rng.choice(gentle if weather is Weather.GENTLE else CLASSIC)]
     drawn = [rng.choice(kinds) for _ in range(rng.randint(3, 14))]
     destructive = [number for number, kind in enumerate(drawn) if kind in DESTRUCTIVE][:1]
@@ -105,6 +111,16 @@ def _faults(rng: Random, weather: Weather, unit: float, seconds: float) -> tuple
     chosen = [kind for number, kind in enumerate(drawn) if kind not in once or number in (*destructive, *outages)]
     faults = [_fault(rng, kind, weather, unit, seconds) for kind in chosen or [FaultKind.KILL]]
     return tuple(sorted(faults, key=lambda each: each.at))
+
+
+def _more_faults(rng: Random, count: int, unit: float, seconds: float) -> tuple[Fault, ...]:
+    """What was added later. It is drawn apart from all else, so that every seed keeps the rest of its plan."""
+    kinds = [kind for kind, chance in MORE if rng.random() < chance]
+    times = [(3.0 + rng.uniform(0.0, seconds - 3.0), rng.uniform(0.5, 3.0) * unit) for _ in kinds]
+    faults = [Fault(at=at, kind=kind, seconds=lasts) for kind, (at, lasts) in zip(kinds, times, strict=True)]
+    if count <= HOUR_PEERS_MAX and rng.random() < HOUR_CHANCE:
+        faults.append(Fault(at=rng.uniform(3.0, seconds), kind=FaultKind.PARTITION, seconds=HOUR))
+    return tuple(faults)
 
 
 def _fault(rng: Random, kind: FaultKind, weather: Weather, unit: float, seconds: float) -> Fault:
