@@ -62,7 +62,7 @@ class Journal:
                 refused.append(row.task)
                 continue
             after = self.replica.get(task)  # None: it was purged here, and only the floors have changed
-            if after is not None and (before is None or after.vector != before.vector):  # not `is`: it may have been packed
+            if after is not None and after != before:  # not `is`: it may have been packed; nor by vectors: rows may contradict
                 self.touched[task] = None
         return tuple(refused)
 

@@ -12,11 +12,11 @@ from meshq.ledger import replica as module
 from meshq.ledger.effects import Push, PushReply, SendPush, SendSync, SyncOffer
 from meshq.ledger.pushes import PUSH_DOTS_MAX
 from meshq.ledger.replica import sound
-from meshq.ledger.row import Claim, Ended, Fact, Row
+from meshq.ledger.row import Claim, Ended, Fact, Lost, Row
 from meshq.ledger.settings import NOTHING_SET
 from meshq.task import EndKind
 from tests.ledger.builders import actor, dot, ledger, outcome, peer, row, spec, view, views
-from tests.ledger.test_core import among, born_where_first, only
+from tests.ledger.test_core import among, born_where_first, only, row_in, with_facts
 
 B, C = peer("b"), peer("c")
 
@@ -191,3 +191,16 @@ def test_a_push_of_more_than_anybody_sends_changes_nothing() -> None:
             core.handle_push(1.0, C, push)
     assert (core.vector, core.row(rows[0].task), core.counters["pushes_refused_too_large"]) == ({}, None, 2)
     assert core.handle_push(1.0, C, Push(number=3, rows=rows[:-1], dots=()))[0].refused == ()
+
+
+def test_a_row_that_contradicts_one_of_the_same_writes_is_heeded_as_it_then_stands() -> None:
+    """Only a liar makes such rows: what is remembered of a row must be that of the row all the same."""
+    core = among()
+    first = born_where_first("b", "ac")
+    claim, lost = (dot("b", 1), Claim(attempt=1, peer=B, seen=first.vector)), (dot("c", 2), Lost(claim=dot("b", 1), reason="x"))
+    whole = with_facts(first, claim, lost)
+    partial = replace(whole, facts=tuple(fact for fact in whole.facts if fact != lost))
+    core.handle_push(1.0, C, Push(number=1, rows=(partial,), dots=()))
+    core.handle_push(2.0, C, Push(number=2, rows=(whole,), dots=()))
+    assert lost in row_in(core, first.task).facts
+    core.check()
