@@ -180,6 +180,12 @@ class Watcher:
         """What runs now, by task, with the machine."""
         return {task: fences for task, fences in self._live.items() if fences}
 
+    def never_begun(self) -> int:
+        """Claims of tasks that a user cancelled before their user code started."""
+        begun = {split_fence(fence)[1] for fence in self._starts}
+        ends = (fact for _, fact in self.facts.values() if isinstance(fact, Ended))
+        return len({end.claim for end in ends if end.outcome.kind is EndKind.CANCELLED} - begun)
+
     def started_tasks(self) -> Collection[TaskId]:
         """Whose user code was ever started."""
         return self._live.keys()

@@ -216,9 +216,9 @@ class Simulation:
             calls=self.world.calls,
         )  # fmt: skip
         most = CLAIMS_AMONG_ACTIONS_MAX if self.plan.actions else CLAIMS_PER_START_MAX
-        worth = report.happened["starts"] + report.happened["ended cancelled"]  # cancelled ones often never start
-        if self.plan.fair and claims > most * worth + 1:
-            self.watcher.fail(f"{claims} claims for {report.happened['starts']} starts, and nothing was broken")
+        starts, cancelled = report.happened["starts"], self.watcher.never_begun()
+        if self.plan.fair and claims > most * (starts + cancelled) + 1:
+            self.watcher.fail(f"{claims} claims for {starts} starts and {cancelled} cancelled before, and nothing was broken")
         return report
 
     def _check_faults(self) -> None:

@@ -21,7 +21,8 @@ FIRST_DEAD: Final = "a crash is known to the first (s)"
 ALL_DEAD: Final = "a crash is known to all (s)"
 LEAVE: Final = "a leave is known to all (s)"
 RENAME: Final = "another name is known to all (s)"
-JOIN: Final = "a newcomer is known to all (s)"
+MET: Final = "a newcomer is known to its seed (s)"
+JOIN: Final = "a newcomer is known to all, from then on (s)"
 FULL_VIEW: Final = "from the start to the full view (s)"
 FORGOTTEN: Final = "members that a side has forgotten (share)"
 DAMPED: Final = "a flapping peer must not claim for up to (s)"
@@ -63,7 +64,11 @@ def _until_all_know(trial: Trial, others: Sequence[GossipPeer], limit: float) ->
 
 
 def change(trial: Trial) -> None:
-    """One after the other: a name changes, one leaves, one is new."""
+    """One after the other: a name changes, one leaves, one is new.
+
+    A join is a change of the mesh from the moment somebody there knows of it. What a newcomer needs until then is its own figure:
+    with loss it is TCP's and TLS's round trips, of which each lost one costs a second and more, and no gossip shortens them.
+    """
     trial.begin()
     renamed, leaver = trial.rng.sample(trial.peers, 2)
     others = [peer for peer in trial.peers if peer is not renamed]
@@ -81,7 +86,9 @@ def change(trial: Trial) -> None:
     newcomer = trial.mesh.add("newcomer")
     trial.counts.watch(newcomer.id, lambda member: member.liveness is Liveness.ALIVE)
     newcomer.start([trial.rng.choice(others)])
-    trial.add(JOIN, _until_all_know(trial, others, CHANGE_SECONDS)[1])
+    met, known = _until_all_know(trial, others, CHANGE_SECONDS)
+    trial.add(MET, met)
+    trial.add(JOIN, known - met)
     trial.happened["changes"] += 3
 
 
