@@ -66,8 +66,8 @@ def _until_all_know(trial: Trial, others: Sequence[GossipPeer], limit: float) ->
 def change(trial: Trial) -> None:
     """One after the other: a name changes, one leaves, one is new.
 
-    A join is a change of the mesh from the moment somebody there knows of it. What a newcomer needs until then is its own figure:
-    with loss it is TCP's and TLS's round trips, of which each lost one costs a second and more, and no gossip shortens them.
+    A join is a change of the mesh from the moment somebody there knows of it. What a newcomer needs until then is its own
+    figure: with loss TCP's and TLS's round trips, of which each lost one costs a second and more. No gossip shortens them.
     """
     trial.begin()
     renamed, leaver = trial.rng.sample(trial.peers, 2)
