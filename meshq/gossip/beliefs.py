@@ -253,7 +253,7 @@ class Beliefs:
         """A new belief about myself."""
         before = self.roster.me
         self.roster.put(me, now)
-        self._tell(now, me.peer, urgent=True)
+        self._tell(now, me.peer, urgent=True, news=_is_news(before, me))
         return [MemberChanged(before, me)]
 
     def _meet(self, now: float, rumor: Rumor, urgent: bool) -> list[Effect]:
@@ -281,7 +281,7 @@ class Beliefs:
             self._suspicions[member.peer] = suspicion.begin(self._config, self.size, now, observers)
         elif member.liveness is Liveness.DEAD:
             self._observed_by[member.peer] = observers[:OBSERVERS_MAX]
-        self._tell(now, member.peer, urgent=urgent)
+        self._tell(now, member.peer, urgent=urgent, news=_is_news(before, member))
         return [MemberChanged(before, member)]
 
     def _confirm(self, now: float, peer: PeerId, observers: tuple[str, ...], *, urgent: bool) -> None:
@@ -290,8 +290,8 @@ class Beliefs:
             self._suspicions[peer] = confirmed
             self._tell(now, peer, urgent=urgent)
 
-    def _tell(self, now: float, peer: PeerId, *, urgent: bool) -> None:
-        self.queue.put(self.rumor(now, peer))
+    def _tell(self, now: float, peer: PeerId, *, urgent: bool, news: bool = False) -> None:
+        self.queue.put(self.rumor(now, peer), news=news)
         if urgent:
             self._urgent[peer] = None
 
@@ -301,6 +301,13 @@ class Beliefs:
         self._observed_by.pop(peer, None)
         self._urgent.pop(peer, None)
         self._forgotten.append(peer)
+
+
+def _is_news(before: Member | None, after: Member) -> bool:
+    """Is it more than a suspicion of somebody known, or its refutation?"""
+    if before is None or max(before.liveness, after.liveness) > Liveness.SUSPECT:
+        return True
+    return replace(before, liveness=after.liveness, incarnation=after.incarnation) != after
 
 
 def _above(me: Member, theirs: Member) -> Member:
