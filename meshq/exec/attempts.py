@@ -25,6 +25,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import stat
 import time
 from dataclasses import dataclass
@@ -238,11 +239,15 @@ class Attempts:
                 log.warning("telling the shim of attempt %s to %s: %s", fence, command.decode(), error)
             return False
         try:
-            return stat.S_ISFIFO(os.fstat(descriptor).st_mode) and os.write(descriptor, command + b"\n") > 0
+            written = stat.S_ISFIFO(os.fstat(descriptor).st_mode) and os.write(descriptor, command + b"\n") > 0
         except OSError:
             return False
         finally:
             os.close(descriptor)
+        if written and (pid := self.shim_pid(fence)) is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)  # one that somebody stopped would never read it, and its task go on
+        return written
 
     def mark_reported(self, fence: Fence) -> None:
         """The outcome is in the ledger: later runs of the agent need not look at this attempt again."""

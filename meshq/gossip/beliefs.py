@@ -20,7 +20,7 @@ Reading: Das, Gupta, Motivala: SWIM, 2002, section 4; Dadgar et al.: Lifeguard, 
 """
 
 import hashlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
@@ -44,7 +44,7 @@ REFUTATIONS_PER_SECOND: Final = 1.0
 NEWS_SECONDS: Final = 15  # an older death is of a partition that has just healed, or of the time before
 CLONE_KNOWN: Final = 300.0
 SUSPICIONS_WINDOW: Final = 60.0
-SUSPICIONS_MIN: Final = 5  # within the window, or a tenth of the members if that is more
+SUSPICIONS_MIN: Final = 5  # different members within the window, or a tenth of all if that is more
 
 
 class Beliefs:
@@ -59,7 +59,7 @@ class Beliefs:
         self._counters = counters
         self._suspicions: dict[PeerId, Suspicion] = {}
         self._observed_by: dict[PeerId, tuple[str, ...]] = {}  # of the dead: who observed it
-        self._raised: deque[float] = deque()  # when I suspected somebody first
+        self._raised: dict[PeerId, float] = {}  # whom I suspected by myself, and when last
         self.flaps = Flaps()
         self.clone: Member | None = None
         self.silent = False
@@ -105,7 +105,7 @@ class Beliefs:
         member = self.roster.get(peer)
         assert member is not None
         mark = (observer(self.roster.me.peer),)
-        if member.liveness is Liveness.ALIVE and self._may_suspect(now):
+        if member.liveness is Liveness.ALIVE and self._may_suspect(now, peer):
             return self._adopt(now, replace(member, liveness=Liveness.SUSPECT), now, mark, urgent=True)
         if member.liveness is Liveness.SUSPECT:
             self._confirm(now, peer, mark, urgent=True)
@@ -238,15 +238,15 @@ class Beliefs:
         members = (self.roster.get(peer) for peer in self.roster.live() if heard_at(peer) >= since)
         return any(member is not None and member.liveness is Liveness.ALIVE for member in members)
 
-    def _may_suspect(self, now: float) -> bool:
-        """Within the ration of suspicions; beyond it I take myself to be ill."""
-        while self._raised and self._raised[0] <= now - SUSPICIONS_WINDOW:
-            self._raised.popleft()
-        if len(self._raised) >= max(SUSPICIONS_MIN, self.size // 10):
+    def _may_suspect(self, now: float, peer: PeerId) -> bool:
+        """Within the ration of suspects; beyond it I take myself to be ill. One of them again and again counts once: with losses
+        in a small mesh the ration would be gone in seconds, and a real crash unnoticed for the rest of the minute."""
+        self._raised = {suspect: when for suspect, when in self._raised.items() if when > now - SUSPICIONS_WINDOW}
+        if peer not in self._raised and len(self._raised) >= max(SUSPICIONS_MIN, self.size // 10):
             self._counters["suspicions_withheld"] += 1
             self.feel(self._config.health_max)
             return False
-        self._raised.append(now)
+        self._raised[peer] = now
         return True
 
     def _speak(self, now: float, me: Member) -> list[Effect]:

@@ -26,7 +26,7 @@ class SwimConfig:
     health_max: int = 7
     gossip_interval: float = 0.2
     gossip_fanout: int = 3
-    retransmit_multiplier: int = 4  # a rumor is sent this x ceil(log10(N + 1)) times by each who learns it
+    retransmit_multiplier: int = 4  # a doubt is sent this x (1 + log10(N + 1)) times by each who learns it, news oftener
     direct_members_max: int = 64  # up to here everybody is told of a change at once: gossip to 3 misses some in small meshes
     sync_interval: float = 30.0
     first_sync_delay: float = 1.0  # after a member appeared first

@@ -6,7 +6,8 @@ timer grew to 160,000 for 20,000 members: hashicorp/consul#9927). Those that wer
 
 News comes before doubt. With 20 % loss a thousand peers suspect ten of each other a second, and the suspicions, confirmations
 and refutations, which are told anew each time, fill every packet: a leave then took 6 s to reach the last peer, who needs the
-last tellings. So news (somebody came, left, died or changed) and doubts take turns in each packet, whatever waits.
+last tellings. So news (somebody came, left, died or changed) and doubts take turns in each packet, whatever waits. And news is
+told oftener: who misses a doubt does not care a moment later, who misses news has to wait for a push/pull.
 """
 
 import heapq
@@ -19,6 +20,7 @@ from meshq.gossip.wire import Coded, Rumor, coded
 from meshq.ids import PeerId
 
 PACKET_RUMORS_MAX: Final = 24  # more don't fit one packet: the smallest takes some 90 bytes
+NEWS_TOLD: Final = 1.5  # times as often as doubts: with 20 % loss a leave among 100 missed somebody in 1 of 90 runs else
 
 
 def retransmit_limit(multiplier: int, members: int) -> int:
@@ -71,13 +73,13 @@ class RumorQueue:
         return [entry.coded for entry in heapq.nsmallest(PACKET_RUMORS_MAX, entries, lambda each: each.order)]
 
     def told(self, rumors: Sequence[Rumor], limit: int) -> None:
-        """These went into a packet; those that were told `limit` times are done."""
+        """These went into a packet; those that were told `limit` times are done, news after some more."""
         for rumor in rumors:
             entry = self._entries.get(rumor.member.peer)
             if entry is None or entry.coded[0] is not rumor:
                 continue
             entry.told += 1
-            if entry.told >= limit:
+            if entry.told >= (limit * NEWS_TOLD if entry.news else limit):
                 del self._entries[rumor.member.peer]
 
     def discard(self, peer: PeerId) -> None:

@@ -94,7 +94,8 @@ class _Underway:
 class Progress:
     """What an answer meant for its sync: ask more; or, at the end, adopt this and forget these.
 
-    `absent` are tasks that the donor does not have although it had seen their births: it has purged them (R4).
+    `absent` are tasks that the donor does not have although it had seen their births: it has purged them (R4). They are told
+    also of a comparison that was refused a row: maybe for want of the room that they take.
     """
 
     began_at: float
@@ -173,6 +174,7 @@ class AntiEntropy:
         """Rows of this peer's answer, those of these tasks, have been merged, or one of them was refused."""
         sync = self._underway.get(peer)
         if sync is None or sync.number != number:
+            self._broken_off = True  # they came too late, and would again
             return
         sync.complete, sync.empty = sync.complete and accepted, False
         if isinstance(sync.step, _Comparing):
@@ -336,7 +338,7 @@ class AntiEntropy:
         self._broken_off = not (sync.complete or sync.empty)
         self._noops = self._noops + 1 if sync.empty and not absent else 0
         if not sync.complete:
-            return Progress(began_at=sync.began_at)
+            return Progress(began_at=sync.began_at, absent=absent)
         return Progress(began_at=sync.began_at, adopt=offer.vector, floors=floors, absent=absent)
 
     def _next(self, now: float, peer: PeerId, sync: _Underway, question: SyncPull | SyncCompare) -> Progress:

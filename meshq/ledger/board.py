@@ -17,10 +17,9 @@ from meshq.ledger.moves import POSITION_STEP, Place, new_seats
 from meshq.ledger.placement import Capacity, eligible, fits_now, free_capacity, why_not
 from meshq.ledger.queues import Queues
 from meshq.ledger.rendezvous import mourners
-from meshq.ledger.replica import FACTS_MAX, ROW_BYTES_MAX
+from meshq.ledger.replica import fullness
 from meshq.ledger.row import REGISTER_MAX, Back, Lost, Row, Seat
 from meshq.ledger.sessions import Sessions, majority
-from meshq.ledger.table import row_bytes
 from meshq.ledger.timing import LedgerConfig
 from meshq.task import EndKind, Needs, Status, Telemetry
 
@@ -109,7 +108,7 @@ class Board:
         wait, queue = self._waits.get(task), reading.row.queue.value
         if wait is None or (wait.queue, wait.attempt) != (queue, attempt):
             since = self._queues.since(task) if wait is None and attempt == 1 else now
-            self._waits[task] = Wait(queue, attempt, since, since + self._backoff(reading.setbacks))
+            self._waits[task] = Wait(queue, attempt, since, since + self._backoff(reading))
 
     def forget(self, row: Row) -> None:
         """The row was purged."""
@@ -156,9 +155,15 @@ class Board:
             if self._foreign.get(claim.peer, {}).pop(dot, None) is not None:
                 self._mournings, self._free = None, {}
 
-    def _backoff(self, setbacks: int) -> float:
-        """Nothing after the first setback, which is mostly a machine's end; then 1, 2, 4 ... seconds."""
-        return 0.0 if setbacks < 2 else min(self._config.backoff_max, 2.0 ** min(setbacks - 2, 30))
+    def _backoff(self, reading: Reading) -> float:
+        """Nothing after the first setback, which is mostly a machine's end; then 1, 2, 4 ... seconds.
+
+        It doubles with each quarter of the row that is filled: a source that is off for a weekend must find its tasks waiting.
+        """
+        if reading.setbacks < 2:
+            return 0.0
+        pause = min(self._config.backoff_max, 2.0 ** min(reading.setbacks - 2, 30))
+        return pause * 2.0 ** min(3, int(4 * fullness(reading.row)))
 
     # ---- tasks
 
@@ -207,11 +212,9 @@ class Board:
                 yield self._candidate(task)  # else nobody on this side of the cut may start it
 
     def _is_full(self, task: TaskId) -> bool:
-        """Whether more attempts could make the row larger than others take: then no sync would ever be complete again."""
+        """Whether it was tried so often that its row has no room for more."""
         reading = self._readings.get(task)
-        if reading is None:
-            return False
-        return 4 * len(reading.row.facts) > 3 * FACTS_MAX or 4 * row_bytes(reading.row) > 3 * ROW_BYTES_MAX
+        return reading is not None and fullness(reading.row) >= 1
 
     def _candidate(self, task: TaskId) -> Candidate:
         queue, needs, wait = self._queues.queue_of(task), self._queues.needs_of(task), self._waits.get(task)
@@ -285,6 +288,10 @@ class Board:
         """Why a task that somebody holds does not go on; empty if nothing is known against it."""
         claim = None if reading.holder is None else reading.claims[reading.holder]
         view = None if claim is None or claim.peer == self._me else self._sessions.views.get(claim.peer)
+        if reading.holder is not None and claim is not None and claim.peer != self._me and self._is_left_to_its_peer(reading):
+            spoke_in = _latest_epoch(reading.row, reading.holder)
+            if (end := self._sessions.lease_end(claim.peer, spoke_in, reading.row.spec.lease)) is not None:
+                return f"{end.reason}, and no other peer tries it again after so many times: cancel it and submit it anew"
         if view is not None and not view.alive:
             until = self._sessions.minority_until(now)
             if until is None:
@@ -313,6 +320,8 @@ class Board:
     def _mourning(self, task: TaskId, dot: Dot) -> Mourning | None:
         reading = self._readings[task]
         row, claim = reading.row, reading.claims[dot]
+        if self._is_left_to_its_peer(reading):
+            return None
         if self._sessions.lease_end(claim.peer, actor_ledger_epoch(dot.actor), row.spec.lease) is None:
             return None  # and what the peer wrote of it later can only have renewed it
         end = self._sessions.lease_end(claim.peer, _latest_epoch(row, dot), row.spec.lease)
@@ -323,6 +332,13 @@ class Board:
         others = [peer for peer in self._sessions.alive if peer != claim.peer]
         rank = mourners(task, dot, (self._me, *others)).index(self._me)
         return Mourning(since + rank * self._config.lost_slot, task, dot, end.reason)
+
+    def _is_left_to_its_peer(self, reading: Reading) -> bool:
+        """Whether nobody else would take the task, and to say that its claims are lost would only fill its row still more.
+
+        Each time that a machine vanishes and comes back costs a `Lost` and a `Back`; in a cancelled task it is the last one.
+        """
+        return reading.cancel is None and reading.result is None and fullness(reading.row) >= 1
 
     def check(self, rows: Iterable[Row]) -> None:
         for row in rows:

@@ -310,7 +310,7 @@ class Ledger:
             self._counters["sync_answers_unexpected"] += 1
             return self._finish(now)
         self._journal.after += progress.more
-        if progress.adopt is not None and self._forgetting.finish_sync(progress):
+        if self._forgetting.finish_sync(progress):
             self._authorship.synced(progress.began_at)
         if isinstance(answer, SyncOffer):
             self._authorship.answered(peer)

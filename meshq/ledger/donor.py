@@ -37,6 +37,7 @@ from meshq.ledger.replica import Replica
 from meshq.ledger.row import Vector
 
 INBOUND_MAX: Final = 2  # peers served at once (corrosion has 3, and answers the rest as bluntly)
+ANSWER_ROW_BYTES_MAX: Final = SYNC_BYTES_MAX // 4  # of several rows: over 0.25 Mbit/s they take less than `sync_timeout`
 SERVE_IDLE_SECONDS: Final = 10.0  # without a next question: the asker is gone, or content
 SERVE_SECONDS: Final = 120.0  # 100,000 rows take 15
 
@@ -193,7 +194,7 @@ class _Message:
     def has_room_for(self, replica: Replica, task: TaskId) -> bool:
         if not self._rows or task in self._rows or not replica.has(task):
             return True
-        return len(self._rows) < SYNC_ROWS_MAX and self._bytes + replica.size_of(task) <= SYNC_BYTES_MAX
+        return len(self._rows) < SYNC_ROWS_MAX and self._bytes + replica.size_of(task) <= ANSWER_ROW_BYTES_MAX
 
     def add(self, replica: Replica, task: TaskId) -> bool:
         """False if there is no such row (any more)."""

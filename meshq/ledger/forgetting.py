@@ -40,9 +40,14 @@ class Forgetting:
         self.forget(row.task for row in push.rows if row.task in purged and covers(replica.vector, row.birth))
 
     def finish_sync(self, progress: Progress) -> bool:
-        """R6: adopt what the donor knows, and forget what it has purged. False: it was refused."""
-        assert progress.adopt is not None
-        if not self._journal.replica.adopt(progress.adopt, progress.floors):
+        """R6: adopt what the donor knows, and forget what it has purged. False: it is not at its end, or was refused.
+
+        Of one that was refused a row only what this peer has seen the births of is forgotten (else it would come again as new).
+        """
+        replica = self._journal.replica
+        if progress.adopt is None or not replica.adopt(progress.adopt, progress.floors):
+            rows = (self._journal.row(task) for task in progress.absent if replica.has(task))
+            self.forget([row.task for row in rows if covers(replica.vector, row.birth)])
             return False
         self.forget(progress.absent)
         self._runs.drop_purged()

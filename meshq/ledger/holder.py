@@ -204,14 +204,18 @@ def _judge_legal(claims: Mapping[Dot, Claim], row: Row) -> dict[Dot, Claim]:
     cancels = [dot for dot, fact in row.facts if isinstance(fact, Cancel)]
     closings = _closings(row)
     legal: dict[Dot, Claim] = {}
+    of_attempt: dict[int, list[Dot]] = {}  # the legal ones: a row may have a thousand attempts
     for dot, claim in sorted(claims.items(), key=lambda item: (sum(item[1].seen.values()), item[0])):
         if any(covers(claim.seen, cancel) for cancel in cancels):
             continue
-        known = {other: bid.attempt for other, bid in legal.items() if covers(claim.seen, other)}
-        before = [other for other, attempt in known.items() if attempt == claim.attempt - 1]
+        same, before = (
+            [other for other in of_attempt.get(attempt, ()) if covers(claim.seen, other)]
+            for attempt in (claim.attempt, claim.attempt - 1)
+        )
         closed = all(any(covers(claim.seen, end) for end in closings.get(other, ())) for other in before)
-        if claim.attempt not in known.values() and (claim.attempt == 1 or (before and closed)):
+        if not same and (claim.attempt == 1 or (before and closed)):
             legal[dot] = claim
+            of_attempt.setdefault(claim.attempt, []).append(dot)
     return legal
 
 

@@ -79,8 +79,10 @@ if TYPE_CHECKING:
     from random import Random
 
 ROWS_MAX = 2 * TASKS_LIVE_MAX  # waiting and running ones, and as many that have ended
-ROW_BYTES_MAX = SYNC_BYTES_MAX // 2  # a page must hold any row
-FACTS_MAX = 4_096  # 100 retries and their losses, each with its five facts and some concurrent claims
+ROW_BYTES_MAX = SYNC_BYTES_MAX  # a page must hold any row
+ROW_BYTES_FULL = 3 * 2**17  # nobody adds attempts beyond. Two sides of a cut may each have filled a row: it must still be taken
+FACTS_MAX = 8_192
+FACTS_FULL = 3_072  # as ROW_BYTES_FULL: 100 retries and their losses, each with its five facts and some concurrent claims
 CLAIMS_OF_ATTEMPT_MAX = 512  # so many machines must each be cut off from all others to claim the same attempt of a task
 VOTERS_MAX = 5  # two may be gone; more would only cost messages
 EPOCH_STEP_MAX = 2**20  # a new ledger epoch is so much above the last: of two copies of a home both take one
@@ -486,6 +488,12 @@ class Replica:
         if _has_too_many_claims(row):
             return "too_many_claims"
         return "" if _well_formed(row) else "malformed"
+
+
+def fullness(row: Row) -> float:
+    """From 1 on the row gets no new claims and losses: else it would become one that all others refuse, and no sync with a
+    peer that has it would ever be complete. What remains up to the limits is for ends, and for a merge of two such rows."""
+    return max(len(row.facts) / FACTS_FULL, row_bytes(row) / ROW_BYTES_FULL)
 
 
 def _has_too_many_claims(row: Row) -> bool:

@@ -22,7 +22,7 @@ from meshq.ledger.holder import Reading
 from meshq.ledger.journal import Journal
 from meshq.ledger.own import OwnClaim, OwnClaims, Running, Stopping, Waiting
 from meshq.ledger.pushes import Pushes
-from meshq.ledger.replica import ROW_BYTES_MAX
+from meshq.ledger.replica import ROW_BYTES_FULL
 from meshq.ledger.row import Back, Claim, Ended, Preparing, Row, Started, covers
 from meshq.ledger.sessions import Sessions
 from meshq.ledger.table import row_bytes
@@ -331,7 +331,7 @@ class Runs:
     def _write_end(self, own: OwnClaim, outcome: Outcome) -> None:
         row = self._reading(own.task).row
         outcome = replace(outcome, reason=outcome.reason[:REASON_CHARS_MAX])
-        if 2 * row_bytes(row) + len(codec.encode(outcome)) > ROW_BYTES_MAX:  # the row must keep room for its later attempts
+        if 2 * (row_bytes(row) + len(codec.encode(outcome))) > ROW_BYTES_FULL:  # the row must keep room for its later attempts
             outcome = replace(outcome, outputs=())
         self._own.remove(own)
         self._held.pop(own.fence, None)

@@ -22,7 +22,7 @@ class LedgerConfig:
     validation_max: float = 30.0  # without any answer for so long (TCP is blocked, UDP is not) a peer goes on unvalidated
     join_max: float = 600.0  # for the first sync, while rows come: 200,000 of them over a poor line
     quorum_window: float = 600.0  # members alive within it are counted when a peer asks whether it is cut off
-    backoff_max: float = 600.0  # what has filled its row (5 peers: in a week) is not tried again: `Board._is_full`
+    backoff_max: float = 600.0  # longer in a row that fills; a full one (100 peers: in 3 days) is not tried again: `fullness`
     grant_ttl: float = 30.0  # of a vote under `--on-isolation stop`; failover of such tasks takes so much longer
     grant_renew: float = 5.0  # three renewals in a row may fail before the shim begins to stop the task
 

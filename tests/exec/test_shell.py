@@ -1,6 +1,7 @@
 """The shell of the worker: whole attempts with real processes, and agents that come and go meanwhile."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -199,6 +200,28 @@ def test_a_running_attempt_is_stopped(tmp_path: Path) -> None:
             agent.shell.stop(FENCE, "cancelled")
             outcome = await agent.ended()
             assert (outcome.kind, outcome.exit_code) == (EndKind.CANCELLED, 128 + signal.SIGTERM)
+
+    asyncio.run(story())
+
+
+def test_an_attempt_whose_shim_stands_still_is_stopped_all_the_same(tmp_path: Path) -> None:
+    """Somebody's SIGSTOP (a debugger, a frozen job) must not make a cancel wait for ever, or let a leave end nothing."""
+
+    async def story() -> None:
+        async with Agent(tmp_path) as agent:
+            agent.shell.prepare(python_claim(SLEEP))
+            await agent.hear("ready")
+            agent.shell.start_attempt(FENCE)
+            await line_of(agent.files.log(FENCE), "ready")
+            pid = agent.files.shim_pid(FENCE)
+            assert pid is not None
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                agent.shell.stop(FENCE, "cancelled")
+                assert (await agent.ended()).kind is EndKind.CANCELLED
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     asyncio.run(story())
 

@@ -90,6 +90,19 @@ def test_news_and_doubts_take_turns_however_many_of_the_others_wait() -> None:
     assert [rumor.member.liveness for rumor in told(queue)[1:20:2]] == [SUSPECT] * 10
 
 
+def test_news_is_told_oftener_than_doubts() -> None:
+    queue = RumorQueue()
+    doubt, left = Rumor(member("a", SUSPECT)), Rumor(member("b", LEFT))
+    queue.put(doubt, news=False)
+    queue.put(left, news=True)
+    rounds = []
+    while len(queue):
+        rounds.append(set(told(queue)))
+        queue.told(told(queue), 4)
+    assert [doubt in each for each in rounds] == [True] * 4 + [False] * 2
+    assert all(left in each for each in rounds)
+
+
 def test_what_is_more_than_a_suspicion_or_its_refutation_is_news(swim: Callable[..., Swim]) -> None:
     core = swim("a")
     queue = core._beliefs.queue

@@ -8,6 +8,7 @@ import pytest
 
 from meshq.config import MEMBERS_MAX
 from meshq.gossip import wire
+from meshq.gossip.beliefs import SUSPICIONS_MIN
 from meshq.gossip.effects import MemberChanged, ProbeFailed, Refuted, Send
 from meshq.gossip.member import Address, Member
 from meshq.gossip.probing import Probe
@@ -330,6 +331,16 @@ def test_the_ration_of_suspicions_is_a_tenth_of_a_large_mesh_and_renewed_within_
     assert core.counters["suspicions_withheld"] == 99 - 10 + 1
     core._beliefs.suspect(70.1, others[50].peer)
     assert core.counters["suspicions_withheld"] == 99 - 10 + 1
+
+
+def test_one_member_that_is_suspected_again_and_again_does_not_use_up_the_ration(swim: Build) -> None:
+    core = swim("a", member("b"), member("c"))
+    for incarnation in range(2 * SUSPICIONS_MIN):
+        core._beliefs.suspect(float(incarnation), peer("b"))
+        refuted = Rumor(member("b", incarnation=incarnation + 1))
+        core.handle_packet(float(incarnation), packet("b", rumors=(refuted,)), address("b"))
+    core._beliefs.suspect(2.0 * SUSPICIONS_MIN, peer("c"))
+    assert core.member(peer("c")) == member("c", SUSPECT) and not core.counters["suspicions_withheld"]
 
 
 def test_two_confirmations_shorten_a_suspicion_to_its_minimum(swim: Build) -> None:

@@ -30,6 +30,7 @@ from meshq.ledger.effects import (
 from meshq.ledger.pushes import PUSH_ALL_MAX, audience
 from meshq.ledger.row import Cancel
 from meshq.ledger.timing import LAN
+from meshq.ledger.transfer import packed_rows
 from tests.ledger.builders import actor, ledger, nothing_new, peer, row, spec, telemetry, view, views
 from tests.ledger.syncs import DONOR, Pull
 from tests.ledger.test_core import among, only
@@ -171,6 +172,27 @@ def test_a_donor_that_sends_a_page_now_and_then_is_left_after_a_while() -> None:
             break
         number = progress.more[0].question.number
     assert now >= SYNC_SECONDS and B not in one._underway
+
+
+def test_pages_that_always_come_too_late_are_not_asked_for_again_and_again() -> None:
+    """Over a slow line: what a page has brought stays, and the next sync asks for what is missing."""
+    one = asking(B)
+    sent = pulling(one)
+    one.handle_timeout(LAN.sync_timeout)
+    one.handle_rows(B, sent.question.number, (row().task,), accepted=True)
+    [again] = opened(one, B, now=LAN.sync_timeout + 1.0)
+    progress = one.handle_answer(LAN.sync_timeout + 1.0, B, offer(again))
+    assert progress is not None and isinstance(progress.more[0].question, SyncCompare)
+
+
+def test_several_rows_of_one_answer_come_over_a_slow_line_before_the_asker_gives_up() -> None:
+    """F17 halved: 0.5 Mbit/s, of which others use half."""
+    a, b = replica("a"), replica("b")
+    for _ in range(40):
+        a.create(spec(env={"X": "x" * 30_000}), 1)
+    sync = Pull(b, a).run()
+    assert sync.completed and len(b) == 40
+    assert max(sum(map(len, packed_rows(answer))) for answer in sync.answers) < 0.25e6 / 8 * LAN.sync_timeout
 
 
 def test_a_busy_donor_is_left_in_peace_and_another_is_asked_at_once_but_not_all() -> None:

@@ -1,11 +1,13 @@
 """Who could run a task, who can run it now, why not; and in which order tasks wait."""
 
 from dataclasses import replace
+from hashlib import blake2b
 
 import pytest
 
 from meshq.errors import Unplaceable
 from meshq.ids import TaskId
+from meshq.ledger import rendezvous
 from meshq.ledger.effects import PeerView
 from meshq.ledger.placement import check_placeable, could_ever, eligible, fits_now, free_capacity, why_not
 from meshq.ledger.queues import Queues
@@ -84,7 +86,24 @@ def test_everybody_ranks_alike_and_a_peer_that_goes_moves_nobody_else() -> None:
     assert claimants(task, 1, [each for each in peers if each != order[2]]) == order[:2] + order[3:]
     firsts = {claimants(TaskId(f"{number:a>16}"), 1, peers)[0] for number in range(100)}
     assert firsts == set(peers)
-    assert mourners(task, dot("a", 1), peers) != mourners(task, dot("a", 2), peers)
+
+
+def test_mourners_take_turns_and_cost_one_hash_for_a_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a rack that goes dark in a large mesh everybody asks this for hundreds of claims, at each word of gossip."""
+    peers = [peer(f"p{number}") for number in range(50)]
+    task, hashed = TaskId("a" * 16), list[bytes]()
+
+    def counted(data: bytes, *, digest_size: int) -> object:
+        hashed.append(data)
+        return blake2b(data, digest_size=digest_size)
+
+    monkeypatch.setattr(rendezvous, "blake2b", counted)
+    orders = [mourners(task, dot("a", seq), peers) for seq in range(200)]
+    assert len(hashed) == 200 and all(sorted(order) == sorted(peers) for order in orders)
+    assert len({order[0] for order in orders}) > 25
+    assert mourners(task, dot("a", 1), reversed(peers)) == orders[1]
+    gone = orders[1][3]
+    assert mourners(task, dot("a", 1), [each for each in peers if each != gone]) == (*orders[1][:3], *orders[1][4:])
 
 
 def test_tasks_wait_by_priority_then_position_then_birth_and_only_wanted_ones_are_seen() -> None:

@@ -68,8 +68,8 @@ def test_a_task_whose_row_is_nearly_as_large_as_others_take_is_not_tried_again(m
     claim = dot("c", 1)
     gave_up = Ended(claim=claim, outcome=outcome(EndKind.RELEASED, blameless=True))
     tried = row((claim, Claim(attempt=1, peer=C, seen={actor("b"): 1})), (dot("c", 2), gave_up), birth=dot("b", 1))
-    for facts_max, claims in ((4_096, 1), (2, 0)):
-        monkeypatch.setattr("meshq.ledger.board.FACTS_MAX", facts_max)
+    for facts_full, claims in ((3_072, 1), (2, 0)):
+        monkeypatch.setattr(module, "FACTS_FULL", facts_full)
         core = ledger()
         core.adopt(0.0, [])
         core.handle_peers(0.0, views(view("a")))

@@ -63,7 +63,7 @@ def test_a_donor_that_was_restarted_between_two_pages_is_asked_anew() -> None:
 
 
 def test_a_page_holds_no_more_bytes_than_allowed_but_at_least_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(giving, "SYNC_BYTES_MAX", 10)
+    monkeypatch.setattr(giving, "ANSWER_ROW_BYTES_MAX", 10)
     a, b = replica("a"), replica("b")
     for _ in range(3):
         a.create(spec(), 1)

@@ -160,7 +160,7 @@ class Liar:
 
     def _huge_row(self, target: "MeshPeer") -> None:
         row = self._row()
-        huge = replace(row, spec=replace(row.spec, argv=("x" * 600_000,)))
+        huge = replace(row, spec=replace(row.spec, argv=("x" * 1_100_000,)))
         self._push(target, "a huge row", Push(number=2, rows=(huge,), dots=(row.birth,)), refused=True)
 
     def _own_rows(self, target: "MeshPeer") -> None:
