@@ -239,7 +239,7 @@ class Beliefs:
         return any(member is not None and member.liveness is Liveness.ALIVE for member in members)
 
     def _may_suspect(self, now: float, peer: PeerId) -> bool:
-        """Within the ration of suspects; beyond it I take myself to be ill. One of them again and again counts once: with losses
+        """Within the ration of suspects; beyond it I take myself to be ill. One of them again and again counts once: with loss
         in a small mesh the ration would be gone in seconds, and a real crash unnoticed for the rest of the minute."""
         self._raised = {suspect: when for suspect, when in self._raised.items() if when > now - SUSPICIONS_WINDOW}
         if peer not in self._raised and len(self._raised) >= max(SUSPICIONS_MIN, self.size // 10):
