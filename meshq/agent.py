@@ -270,8 +270,8 @@ class Agent:
                         await self.changes.wait(THE_MESH, SETTLE_SECONDS)
             await self.key_exchange.settle()
 
-    async def leave(self, drain: bool, seconds: float | None) -> None:
-        """End the attempts (with `drain` let them end), say left, stop."""
+    async def leave(self, drain: bool, seconds: float | None) -> list[TaskId]:
+        """End the attempts (with `drain` let them end), say left, stop. What could not be ended: its processes are stuck."""
         self._draining = True
         self._capacity_changed()
         if drain:
@@ -282,8 +282,12 @@ class Agent:
         with suppress(TimeoutError):
             async with asyncio.timeout(END_SECONDS):
                 await self._nothing_runs()
+        stuck = [attempt.claimed.task for attempt in self.exec.attempts().values()]
+        if stuck:
+            log.warning("left while processes of %s still run: they could not be ended", ", ".join(stuck))
         await self.members.leave()  # takes a second, in which the last pushes arrive
         self._stop.set()
+        return stuck
 
     async def _nothing_runs(self) -> None:
         while self.exec.attempts():

@@ -125,10 +125,13 @@ class Client:
         """Accept these keys no longer. TaskFailed while live machines but those `without` use one of them."""
         return cast(KeyStepDocument, self._post("/v1/keys/remove", {"ids": list(keys), "without": list(without)}, KEY_SECONDS))
 
-    def leave(self, *, drain: bool = False, timeout: float | None = None) -> None:
-        """End the agent's attempts and let it say left. `drain`: first let what runs end by itself, for that long at most."""
+    def leave(self, *, drain: bool = False, timeout: float | None = None) -> list[str]:
+        """End the agent's attempts and let it say left; the tasks of which processes still run, since they could not be ended.
+
+        `drain`: first let what runs end by itself, for that long at most.
+        """
         body: dict[str, object] = {"drain": drain, "timeout": timeout} if drain else {}
-        self._post("/v1/leave", body, answer_seconds=None)
+        return cast(list[str], self._post("/v1/leave", body, answer_seconds=None).get("still_running", []))
 
     # ---- tasks
 

@@ -267,5 +267,9 @@ def leave(
     with Client() as client:
         name = client.me()["name"]
         screen.progress("Waiting for the tasks that run here" if drain else "Ending what runs here")
-        client.leave(drain=drain, timeout=seconds)
+        stuck = client.leave(drain=drain, timeout=seconds)
+    if stuck:
+        screen.warn(
+            f"processes of {', '.join(stuck)} could not be ended and still run here; another machine may begin them anew"
+        )
     screen.say(f"{harmless(name)} left the mesh")

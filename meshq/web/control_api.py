@@ -207,8 +207,8 @@ class ControlApi:
         seconds = document.get("timeout")
         if seconds is not None and (type(seconds) not in (int, float) or not 0 <= seconds < float("inf")):
             raise UsageError(f"timeout: {seconds!r} is no number of seconds")
-        await self._desk.leave(drain=document.get("drain") is True, seconds=seconds)
-        return web.json_response({})
+        stuck = await self._desk.leave(drain=document.get("drain") is True, seconds=seconds)
+        return web.json_response({"still_running": stuck})
 
     async def _key(self, request: web.Request) -> web.Response:
         if request[_USER] not in (0, self._uid):

@@ -280,8 +280,9 @@ class Desk:
             raise TaskFailed(f"task {row.task} has no finished attempt, so there are no outputs yet")
         return view.fence, view.peer
 
-    async def leave(self, *, drain: bool, seconds: float | None) -> None:
-        await self._hooks.leave(drain, seconds)
+    async def leave(self, *, drain: bool, seconds: float | None) -> list[TaskId]:
+        """The tasks of which processes still run."""
+        return list(await self._hooks.leave(drain, seconds))
 
     # -- references -------------------------------------------------------------------------------------------------
 

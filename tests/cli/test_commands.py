@@ -496,6 +496,14 @@ def test_key_prints_the_key_alone_and_leave_says_who_left(meshq: Meshq, agent: S
     assert json.loads(agent.requests[-1][1]) == {"drain": True, "timeout": 300.0}
 
 
+def test_a_leave_says_what_it_could_not_end(meshq: Meshq, agent: SmallAgent) -> None:
+    agent.set("GET /v1/me", ME)
+    agent.set("POST /v1/leave", {"still_running": ["abc234", "def567"]})
+    done = meshq("leave")
+    assert done.stdout == b"lab-1 left the mesh\n"
+    assert b"processes of abc234, def567 could not be ended and still run here" in done.stderr
+
+
 # --- completion -----------------------------------------------------------------------------------------------------
 
 
