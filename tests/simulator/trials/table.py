@@ -102,7 +102,7 @@ def _convergence() -> list[Cell]:
             within = limit + (0.5 if loss else 0.0)
             anchor = f"{limit} s" + (" and 0.2 to 0.4 s more" if loss else "")
             measure = _times_within(within, *changes)
-            row = Row("a change of membership is known to all", measure, f"median ≤ {within:.1f} s", within, anchor)
+            row = Row("a change of membership is known to all", measure, f"all ≤ {within:.1f} s", within, anchor)
             setup = _setup(Scenario.CHANGE, peers, loss=loss, record_bytes=0)
             met = Row("a newcomer is known to its seed", _times(scenarios.MET), "", float("inf"))
             found.append(Cell(setup, _seeds(peers), (row, met)))
@@ -186,13 +186,13 @@ def _times(*figures: str) -> Callable[[Sequence[Result]], Measured]:
 
 
 def _times_within(limit: float, *figures: str) -> Callable[[Sequence[Result]], Measured]:
-    """The same, and how many samples are within the goal: who missed a rumor waits for a push/pull."""
+    """The same, and how many are within the goal, which is for the slowest: who missed a rumor waits for a push/pull."""
 
     def measure(results: Sequence[Result]) -> Measured:
         samples = [sample for figure in figures for sample in pooled(results, figure)]
         share = sum(sample <= limit for sample in samples) / len(samples)
-        found = _times(*figures)(results)
-        return replace(found, shown=f"{found.shown[:-1]}; {share:.1%} within {limit:g} s)")
+        shown = _times(*figures)(results).shown
+        return Measured(f"{shown[:-1]}; {share:.1%} within {limit:g} s)", max(samples))
 
     return measure
 
