@@ -300,7 +300,7 @@ class Liar:
 
     def twist(self, asker: PeerId, told: Answer) -> Answer:
         """What it says to a question that somebody has really asked."""
-        if not self.lies or self._rng.random() > TWISTED:
+        if not self.lies or self._rng.random() > TWISTED or not self._mesh.peers[asker].running:
             return told
         self._mesh.happened["lies: answers"] += 1
         number, epoch = told.number, self._mesh.peers[asker].core.ledger_epoch

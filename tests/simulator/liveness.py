@@ -43,6 +43,8 @@ class Liveness:
     def agree(self) -> bool:
         """Does each peer that is well hold all of them alive, as what they are, and nobody alive who is gone?"""
         well = self._mesh.well()
+        if any(peer.gossip.swim is None for peer in well):  # it begins in this very moment
+            return False
         expected = {peer.id: peer.gossip.core.me for peer in well}
         gone = {peer.id for peer in self._mesh.peers.values() if peer.gone}
         return all(_agrees(peer, expected, gone) for peer in well)

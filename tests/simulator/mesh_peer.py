@@ -42,7 +42,7 @@ LEAVE_SECONDS = 1.0
 END_SECONDS = 20.0
 COMMIT_SECONDS_MAX = 0.1
 CHECK_EVERY = 16  # inputs of the ledger, or thrice as many as it has rows: its check looks at each
-OUTBOX_MAX = 1_000
+OUTBOX_MAX = 5_000  # a machine that slept hears at once what has piled up
 SEEDS_MAX = 20  # addresses that are asked at a time
 
 

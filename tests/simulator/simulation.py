@@ -236,7 +236,6 @@ class Simulation:
             assert happened[action.kind] + happened[f"{action.kind} refused"] > 0
         for _, illness in plan.ill:
             assert happened[f"ill {illness}"] > 0
-        assert happened["lies"] > 0 or not happened[FaultKind.LIE]
         assert happened["clones stopped"] == happened[FaultKind.CLONE]
         assert happened["submitted"] + happened["cut"] > 0
 
