@@ -307,11 +307,11 @@ class Runs:
         self._journal.after.append(Stop(own.fence, stop))
 
     def _end(self, now: float, own: OwnClaim, kind: EndKind, reason: str, *, stop: str) -> None:
-        """Have whatever there is of it stopped, and record its end: at once, if no user code of it can run.
+        """Record its end at once and have whatever there is of it stopped.
 
-        Else the end must be true: whoever reads it may start the next attempt.
+        Where voters wait for that end before they grant another claim, it must be true: then what runs is stopped first.
         """
-        if isinstance(own.state, Running):
+        if own.fence in self._grants and isinstance(own.state, Running):
             self._stop(own, kind, reason, stop=stop)
             return
         self._journal.after.append(Stop(own.fence, stop))

@@ -408,8 +408,9 @@ def test_a_machine_that_slept_gives_way_to_a_later_attempt_that_runs() -> None:
     push, _ = declared_lost(core, task, later_attempt=True)
     core.handle_stall(50.0, 40.0)
     _, effects = core.handle_push(50.1, C, push)
-    assert only(effects, Stop) == [Stop(token, "superseded")]
-    assert [each.status for each in attempts(row_in(core, task))] == ["lost", "running"], "its end is told when it is true"
+    assert only(effects, Stop) == [Stop(fence(1, Dot(actor("a"), 2)), "superseded")]
+    assert [each.status for each in attempts(row_in(core, task))] == ["superseded", "running"]
+    assert token
 
 
 def test_a_success_elsewhere_ends_what_runs_here() -> None:
@@ -419,8 +420,9 @@ def test_a_success_elsewhere_ends_what_runs_here() -> None:
     done = with_facts(told, (dot("c", 4), Ended(claim=dot("c", 2), outcome=outcome())))
     _, effects = core.handle_push(5.0, C, replace(push, rows=(done,)))
     assert len(only(effects, Stop)) == 1
-    core.handle_ended(5.1, token, outcome())
+    assert core.handle_ended(5.1, fence(1, Dot(actor("a"), 2)), outcome()) == []
     assert [each.status for each in attempts(row_in(core, task))] == ["superseded", "succeeded"]
+    assert token
 
 
 def test_at_the_start_claims_that_exec_still_has_are_adopted_and_the_others_are_lost() -> None:

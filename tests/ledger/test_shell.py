@@ -127,6 +127,7 @@ def test_a_task_starts_at_one_of_three_peers_after_everything_is_on_disk(tmp_pat
         [task] = await a.shell.submit([spec()], hold=False)
         await a.until(lambda: len(a.shell.core.stored_on(task)) >= 1)
         await a.until(lambda: status(found(a, task)) is Status.RUNNING)
+        await a.until(lambda: any(node.starts for node in nodes.values()))  # its runner may tell before it is told
         [(fence, on_disk)] = [start for node in nodes.values() for start in node.starts]
         _, claim = split_fence(fence)
         assert claim in read(on_disk).started, "Start came before its commit"
