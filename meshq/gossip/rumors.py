@@ -4,10 +4,10 @@ A newer belief about a member replaces the older one, which nobody needs any mor
 forgotten. So there are never more rumors than members, and nothing has to be pruned (elsewhere a queue that was pruned by a
 timer grew to 160,000 for 20,000 members: hashicorp/consul#9927). Those that were told least go first, among them the newest.
 
-News comes before doubt. With 20 % loss a thousand peers suspect ten of each other a second, and the suspicions, confirmations
-and refutations, which are told anew each time, fill every packet: a leave then took 6 s to reach the last peer, who needs the
-last tellings. So news (somebody came, left, died or changed) and doubts take turns in each packet, whatever waits. And news is
-told oftener: who misses a doubt does not care a moment later, who misses news has to wait for a push/pull.
+News does not wait for doubts. With 20 % loss a thousand peers suspect ten of each other a second, and the suspicions,
+confirmations and refutations, which are told anew each time, fill every packet: a leave then took 6 s to reach the last peer.
+So news (somebody came, left, died or changed) and doubts take turns in each packet, whatever waits. And news is told oftener:
+who misses a doubt does not care a moment later, who misses news has to wait for a push/pull.
 """
 
 import heapq

@@ -86,6 +86,16 @@ class Agent:
         self.shell.start_attempt(claim.fence)
         return await self.ended(claim.fence)
 
+    async def begin(self) -> int:
+        """Start a program that sleeps, and wait until it does; the pid of its shim."""
+        self.shell.prepare(python_claim(SLEEP))
+        await self.hear("ready")
+        self.shell.start_attempt(FENCE)
+        await line_of(self.files.log(FENCE), "ready")
+        pid = self.files.shim_pid(FENCE)
+        assert pid is not None
+        return pid
+
     @property
     def files(self) -> Attempts:
         return Attempts(self.home.attempts)
@@ -193,10 +203,7 @@ def test_a_stop_right_after_the_claim_leaves_nothing_behind(tmp_path: Path) -> N
 def test_a_running_attempt_is_stopped(tmp_path: Path) -> None:
     async def story() -> None:
         async with Agent(tmp_path) as agent:
-            agent.shell.prepare(python_claim(SLEEP))
-            await agent.hear("ready")
-            agent.shell.start_attempt(FENCE)
-            await line_of(agent.files.log(FENCE), "ready")
+            await agent.begin()
             agent.shell.stop(FENCE, "cancelled")
             outcome = await agent.ended()
             assert (outcome.kind, outcome.exit_code) == (EndKind.CANCELLED, 128 + signal.SIGTERM)
@@ -209,12 +216,7 @@ def test_an_attempt_whose_shim_stands_still_is_stopped_all_the_same(tmp_path: Pa
 
     async def story() -> None:
         async with Agent(tmp_path) as agent:
-            agent.shell.prepare(python_claim(SLEEP))
-            await agent.hear("ready")
-            agent.shell.start_attempt(FENCE)
-            await line_of(agent.files.log(FENCE), "ready")
-            pid = agent.files.shim_pid(FENCE)
-            assert pid is not None
+            pid = await agent.begin()
             os.kill(pid, signal.SIGSTOP)
             try:
                 agent.shell.stop(FENCE, "cancelled")
@@ -288,12 +290,7 @@ def test_what_an_agent_had_only_prepared_is_released_by_the_next(tmp_path: Path)
 def test_a_killed_shim_is_a_lost_attempt(tmp_path: Path) -> None:
     async def story() -> None:
         async with Agent(tmp_path) as agent:
-            agent.shell.prepare(python_claim(SLEEP))
-            await agent.hear("ready")
-            agent.shell.start_attempt(FENCE)
-            await line_of(agent.files.log(FENCE), "ready")
-            pid = agent.files.shim_pid(FENCE)
-            assert pid is not None
+            pid = await agent.begin()
             os.kill(pid, signal.SIGKILL)
             assert (await agent.ended()).kind is EndKind.LOST
 

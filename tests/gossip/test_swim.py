@@ -343,6 +343,17 @@ def test_one_member_that_is_suspected_again_and_again_does_not_use_up_the_ration
     assert core.member(peer("c")) == member("c", SUSPECT) and not core.counters["suspicions_withheld"]
 
 
+def test_who_has_used_up_its_ration_may_still_suspect_the_same_members_again(swim: Build) -> None:
+    core = swim("a", *map(member, "bcdefgh"))
+    for name in "bcdef":
+        core._beliefs.suspect(1.0, peer(name))
+    core.handle_packet(2.0, packet("b", rumors=(Rumor(member("b", incarnation=1)),)), address("b"))
+    core._beliefs.suspect(3.0, peer("b"))
+    core._beliefs.suspect(3.0, peer("g"))
+    assert core.member(peer("b")) == member("b", SUSPECT, incarnation=1)
+    assert core.member(peer("g")) == member("g") and core.counters["suspicions_withheld"] == 1
+
+
 def test_two_confirmations_shorten_a_suspicion_to_its_minimum(swim: Build) -> None:
     core = swim("a", *map(member, "bcdef"))
     for observer in "bcd":

@@ -146,6 +146,16 @@ def test_a_cancel_that_was_stored_when_the_agent_died_is_carried_out_by_its_next
     assert status_everywhere(simulation, task) == {Status.CANCELLED}
 
 
+def test_claims_whose_tasks_are_cancelled_before_they_start_are_told_from_wasted_ones() -> None:
+    """The check of fair weather takes a claim for wasted that led to no start."""
+    tasks = tuple(replace(LONG, name=f"t{number}", at=4.0 + number, cancelled_after=0.05) for number in range(12))
+    simulation = Simulation(quiet(LONG_SEED, submissions=tasks))
+    report = simulation.run()
+    cancelled = simulation.watcher.never_begun()
+    assert cancelled > 0 and report.happened["starts"] > 0
+    assert report.claims == report.happened["starts"] + report.happened["ended superseded"] + cancelled
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_what_a_dead_machine_ran_is_lost_and_claimed_again_in_time(seed: int) -> None:
     """L4: detection, the grace of 8 s, and 3 s. The slowest detection in a mesh of five is bounded by SWIM (section 4.3):
